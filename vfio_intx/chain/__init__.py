@@ -1,0 +1,1 @@
+"""The shared model of one INTx line: stages, schemes, facts, findings. Pure."""

@@ -1,0 +1,30 @@
+"""The ways a chain can be built (design, section 2)."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from vfio_intx.errors import UsageError
+
+
+class Scheme(Enum):
+    """Who injects, who hears the EOI and who unmasks the host line."""
+
+    IRQFD = "irqfd"
+    """KVM injects and hears the EOI; vfio's virqfd unmasks. Nothing of it runs in userspace."""
+    ACK_EVENTFD = "ack-eventfd"
+    """Userspace injects; a resample irqfd whose trigger is never written tells of the EOI; userspace unmasks."""
+    SPLIT = "split"
+    """The IOAPIC lives in userspace and learns of the EOI by KVM_EXIT_IOAPIC_EOI."""
+    TRAP = "trap"
+    """Userspace injects and guesses the EOI from an access to a BAR (QEMU's x-no-kvm-intx=on)."""
+    EDGE = "edge"
+    """A plain irqfd on a level line: the negative control, which never acknowledges."""
+
+    @classmethod
+    def parse(cls, text: str) -> Scheme:
+        """The scheme of that name. :raise UsageError: listing the names there are."""
+        for scheme in cls:
+            if text == scheme.value:
+                return scheme
+        raise UsageError(f"{text[:32]!r} is not a scheme", hint="one of " + ", ".join(scheme.value for scheme in cls))

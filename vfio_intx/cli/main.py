@@ -1,0 +1,87 @@
+"""The command line: find the verb, parse its arguments, run it, turn what it raised into words and a status.
+
+Only the module of the verb that was named is imported, so that ``--version`` and ``--help`` start fast.
+A verb's module has ``add_arguments(parser)`` and ``run(arguments) -> int`` (the exit status).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from vfio_intx import __version__
+
+#: verb -> (module under vfio_intx.cli, one line of help), in the order --help lists them.
+VERBS: dict[str, tuple[str, str]] = {}
+
+_STATUS_INTERRUPTED = 130
+_STATUS_PIPE = 141
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser without abbreviated options, whose errors name the next step."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n  try: {self.prog} --help\n")
+
+
+def _overview() -> str:
+    lines = ["usage: vfio-intx VERB [BDF] [options]", "", "verbs:"]
+    lines += [f"  {verb:<10} {text}" for verb, (_, text) in VERBS.items()]
+    lines += ["", "vfio-intx VERB --help tells the rest.  vfio-intx --version"]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command line (without the program's name); the exit status. Errors are printed to stderr."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0 if argv else 2
+    if argv[0] in ("-V", "--version"):
+        print(f"vfio-intx {__version__}")
+        return 0
+    if argv[0] not in VERBS:
+        print(f"vfio-intx: there is no verb {argv[0][:32]!r}\n  try: vfio-intx --help", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"vfio_intx.cli.{VERBS[argv[0]][0]}")
+    parser = _Parser(f"vfio-intx {argv[0]}", VERBS[argv[0]][1])
+    module.add_arguments(parser)
+    return _guarded(module.run, parser, argv[1:])
+
+
+def _guarded(run: object, parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    """Parse and run; every way out is a status and, where it failed, a message without a traceback."""
+    from vfio_intx.errors import VfioIntxError
+
+    assert callable(run)
+    try:
+        return int(run(parser.parse_args(argv)))
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return _STATUS_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away; keep the interpreter from flushing into it again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _STATUS_PIPE
+    except VfioIntxError as error:
+        from vfio_intx.cli.output import print_error
+
+        return print_error(parser.prog, error)
+    except Exception as error:
+        from vfio_intx.cli.output import print_bug
+
+        return print_bug(parser.prog, error)
+
+
+def console_entry() -> NoReturn:
+    """The ``vfio-intx`` program."""
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Facts of this machine: frozen, read-only, every path under one HostRoot."""

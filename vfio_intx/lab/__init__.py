@@ -1,0 +1,1 @@
+"""A whole passthrough host under TCG, for machines without the hardware."""

@@ -1,0 +1,96 @@
+"""The names of things, parsed once at the edge: past this module a ``str`` is never a BDF.
+
+Every parser takes the whole string (``fullmatch``), ASCII only, of bounded length, and raises
+:class:`~vfio_intx.errors.UsageError` with the forms it takes. None of them touches the machine.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NewType
+
+from vfio_intx.errors import UsageError
+
+_HEX = "[0-9a-fA-F]"
+_BDF_FORMS = (
+    re.compile(rf"(?P<domain>{_HEX}{{4,8}}):(?P<bus>{_HEX}{{2}}):(?P<slot>{_HEX}{{2}})\.(?P<function>[0-7])"),
+    re.compile(rf"(?P<bus>{_HEX}{{2}}):(?P<slot>{_HEX}{{2}})\.(?P<function>[0-7])"),
+    re.compile(rf"pci_(?P<domain>{_HEX}{{4,8}})_(?P<bus>{_HEX}{{2}})_(?P<slot>{_HEX}{{2}})_(?P<function>[0-7])"),
+    re.compile(rf"pci/(?P<domain>{_HEX}{{4,8}}):(?P<bus>{_HEX}{{2}}):(?P<slot>{_HEX}{{2}})\.(?P<function>[0-7])"),
+)
+_DRIVER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+_LONGEST = 64
+
+Gsi = NewType("Gsi", int)
+"""A guest's global system interrupt number: the pin of the guest's irqchip that a line is raised on."""
+
+HostIrq = NewType("HostIrq", int)
+"""A Linux IRQ number of the host, as in ``/proc/interrupts``."""
+
+IommuGroup = NewType("IommuGroup", int)
+"""The number of a group under ``/sys/kernel/iommu_groups``."""
+
+
+class Pin(IntEnum):
+    """The Interrupt Pin register (PCI Local Bus 3.0, 6.2.4): which of a slot's four lines a function drives."""
+
+    A = 1
+    B = 2
+    C = 3
+    D = 4
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Bdf:
+    """The address of a PCI function: domain, bus, slot (device) and function."""
+
+    domain: int
+    bus: int
+    slot: int
+    function: int
+
+    @classmethod
+    def parse(cls, text: str) -> Bdf:
+        """A BDF from ``0000:05:00.0``, ``05:00.0``, ``pci_0000_05_00_0`` or ``pci/0000:05:00.0``.
+
+        :raise UsageError: for anything else, including a slot above 1f and trailing white space.
+        """
+        match = None
+        if len(text) <= _LONGEST:
+            match = next((found for form in _BDF_FORMS if (found := form.fullmatch(text))), None)
+        if match is None:
+            raise UsageError(
+                f"{text[:_LONGEST]!r} is not a PCI address",
+                hint="write it as 0000:05:00.0, 05:00.0, pci_0000_05_00_0 or pci/0000:05:00.0; lspci -D lists them",
+            )
+        parts = {key: int(value, 16) for key, value in match.groupdict().items()}
+        if parts["slot"] > 0x1F:
+            raise UsageError(f"{text!r} is not a PCI address: the slot {parts['slot']:02x} is above 1f")
+        return cls(parts.get("domain", 0), parts["bus"], parts["slot"], parts["function"])
+
+    def __str__(self) -> str:
+        return f"{self.domain:04x}:{self.bus:02x}:{self.slot:02x}.{self.function}"
+
+
+def parse_driver(text: str) -> str:
+    """A kernel driver's name, safe as a path component. :raise UsageError: if it is not one."""
+    if len(text) > _LONGEST or not _DRIVER.fullmatch(text):
+        raise UsageError(f"{text[:_LONGEST]!r} is not the name of a kernel driver")
+    return text
+
+
+def parse_natural(text: str, what: str, *, least: int = 0, most: int = 2**31 - 1) -> int:
+    """A decimal number within bounds, ASCII digits only. :raise UsageError: naming *what* and the bounds."""
+    if len(text) <= 12 and re.fullmatch(r"[0-9]+", text) and least <= int(text) <= most:
+        return int(text)
+    raise UsageError(f"{what} must be a whole number from {least} to {most}, not {text[:_LONGEST]!r}")
+
+
+def escape(text: str) -> str:
+    """*text* with every control character and unpaired surrogate written as an escape, fit for a terminal.
+
+    For words of strangers (QEMU's replies, kernel log lines): no byte of theirs moves the cursor.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)

@@ -1,0 +1,1 @@
+"""Tracing: kernel events in, one span per interrupt out."""

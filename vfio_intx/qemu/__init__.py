@@ -1,0 +1,1 @@
+"""A running VM as an untrusted peer."""
