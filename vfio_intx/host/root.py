@@ -11,6 +11,7 @@ from vfio_intx.names import Bdf, IommuGroup
 
 #: No file of sysfs or procfs that we read as text is longer; a longer one is not what it says it is.
 LONGEST_FILE = 1 << 22
+_PIECE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +55,56 @@ def read_text(path: Path, *, root: HostRoot) -> Fact[str]:
     """
     source = "/" + os.path.relpath(path, root.path)
     try:
-        with path.open("rb") as file:
-            raw = file.read(LONGEST_FILE + 1)
+        raw = _read_all(path)
     except OSError as error:
         return Fact.unknown(source, error.strerror or str(error))
     if len(raw) > LONGEST_FILE:
         return Fact.unknown(source, f"longer than {LONGEST_FILE} bytes")
     return Fact.known(raw.decode("utf-8", "backslashreplace").removesuffix("\n"), source)
+
+
+def _read_all(path: Path) -> bytes:
+    # In small pieces: /proc/sys answers ENOMEM to a read with a buffer of some MiB (proc_sys_call_handler).
+    with path.open("rb", buffering=0) as file:
+        raw = b""
+        while len(raw) <= LONGEST_FILE and (piece := file.read(_PIECE)):
+            raw += piece
+        return raw
+
+
+def open_directory(path: Path, *, root: HostRoot) -> Fact[int]:
+    """A descriptor of a directory, for reads that cannot be diverted by a change of its path; the caller closes it."""
+    source = "/" + os.path.relpath(path, root.path)
+    try:
+        return Fact.known(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), source)
+    except OSError as error:
+        return Fact.unknown(source, error.strerror or str(error))
+
+
+def read_at(directory: int, name: str, where: str, *, most: int = 4096) -> Fact[bytes]:
+    """The first *most* bytes of the file *name* in an open directory, which the host calls *where*; never raises."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            return Fact(os.read(fd, most), f"{where}/{name}")
+        finally:
+            os.close(fd)
+    except OSError as error:
+        return Fact(None, f"{where}/{name}", error.strerror or str(error))
+
+
+def link_at(directory: int, name: str, where: str) -> Fact[str]:
+    """Where the symbolic link *name* in an open directory points to; never raises."""
+    try:
+        return Fact(os.readlink(name, dir_fd=directory), f"{where}/{name}")
+    except OSError as error:
+        return Fact(None, f"{where}/{name}", error.strerror or str(error))
+
+
+def list_names(path: Path, *, root: HostRoot) -> Fact[tuple[str, ...]]:
+    """The names in a directory, sorted; never raises."""
+    source = "/" + os.path.relpath(path, root.path)
+    try:
+        return Fact.known(tuple(sorted(entry.name for entry in os.scandir(path))), source)
+    except OSError as error:
+        return Fact.unknown(source, error.strerror or str(error))

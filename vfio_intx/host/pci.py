@@ -1,0 +1,242 @@
+"""The PCI functions of the host, each as a frozen set of facts; every sysfs file is read at most once.
+
+What is read, and why so: ``uevent`` has ids, class and driver in one file; ``config`` only its first 256 bytes, and not
+at all in D3cold, because the read would wake the function (``pci_config_pm_runtime_get`` in drivers/pci/pci.c); ``irq``
+is the INTx interrupt except while the function uses MSI (``irq_show`` in drivers/pci/pci-sysfs.c).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from vfio_intx.abi.pciconf import PCI_STD_HEADER_SIZEOF, ConfigSpace
+from vfio_intx.chain.fact import Fact
+from vfio_intx.errors import UsageError
+from vfio_intx.host.root import HostRoot, link_at, list_names, open_directory, read_at
+from vfio_intx.names import Bdf, HostIrq, IommuGroup, Pin, parse_driver
+
+#: The group of a function that is in none.
+NO_GROUP = IommuGroup(-1)
+_HEX_ID = re.compile(r"([0-9A-Fa-f]{4,8}):([0-9A-Fa-f]{4,8})")
+_NUMBER = re.compile(r"[0-9]{1,9}")
+
+
+@dataclass(frozen=True, slots=True)
+class PciIds:
+    """What a function is: vendor, device, subsystem vendor and device (16 bits each) and class code (24 bits)."""
+
+    vendor: int
+    device: int
+    subsystem_vendor: int
+    subsystem_device: int
+    class_code: int
+
+    @property
+    def base_class(self) -> int:
+        """The class without subclass and interface: 0x02 network, 0x03 display, 0x06 bridge and so on."""
+        return self.class_code >> 16
+
+    def __str__(self) -> str:
+        return f"{self.vendor:04x}:{self.device:04x}"
+
+
+@dataclass(frozen=True, slots=True)
+class PciFunction:
+    """One function as sysfs showed it at one moment.
+
+    :ivar driver: the driver's name, empty where the function has none.
+    :ivar override: ``driver_override``, empty where none is set.
+    :ivar irq: sysfs ``irq``, 0 where none; with MSI in use it may be the first MSI vector: see :attr:`intx_irq`.
+    :ivar group: the IOMMU group, :data:`NO_GROUP` where the function is in none.
+    :ivar power: ``D0``, ``D1``, ``D2``, ``D3hot``, ``D3cold`` or ``unknown``, in the kernel's words.
+    :ivar enabled: how many times the kernel was asked to enable it; 0 means that ``irq`` is only the firmware's guess.
+    :ivar msi_vectors: Linux IRQ numbers of the MSI or MSI-X vectors that it holds now.
+    :ivar msi_allowed: False where ``msi_bus`` forbids MSI below this function's bus.
+    :ivar parent: the bridge above it, None on a root bus.
+    :ivar files: the names in its sysfs directory, which tell what it is (``physfn``: an SR-IOV virtual one).
+    """
+
+    bdf: Bdf
+    ids: Fact[PciIds]
+    driver: Fact[str]
+    override: Fact[str]
+    irq: Fact[HostIrq]
+    config: Fact[ConfigSpace]
+    group: Fact[IommuGroup]
+    power: Fact[str]
+    enabled: Fact[int]
+    msi_vectors: Fact[tuple[int, ...]]
+    msi_allowed: Fact[bool]
+    reset_methods: Fact[tuple[str, ...]]
+    boot_vga: Fact[bool]
+    parent: Bdf | None
+    files: frozenset[str]
+
+    @property
+    def pin(self) -> Pin | None:
+        """The INTx pin, None where it has none or none could be read."""
+        return None if self.config.value is None or self.config.value.is_dead else self.config.value.pin
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether its configuration space was read and answered all ones."""
+        return self.config.value is not None and self.config.value.is_dead
+
+    @property
+    def is_virtual_function(self) -> bool:
+        """Whether it is an SR-IOV virtual function, which never has INTx."""
+        return "physfn" in self.files
+
+    @property
+    def is_bridge(self) -> bool:
+        """Whether it is a PCI or CardBus bridge, by the layout of its header."""
+        return self.config.value is not None and not self.config.value.is_dead and self.config.value.header_type != 0
+
+    @property
+    def intx_irq(self) -> Fact[HostIrq]:
+        """The host IRQ of its INTx line, unknown while sysfs shows an MSI vector instead or nothing is routed yet."""
+        if self.irq.value is None or self.irq.value not in (self.msi_vectors.value or ()):
+            return self.irq
+        return Fact.unknown(self.irq.source, "the function uses MSI, and irq shows its vector")
+
+
+def _text(fact: Fact[bytes]) -> Fact[str]:
+    return fact.map(lambda raw: raw.decode("utf-8", "backslashreplace").removesuffix("\n"))
+
+
+def _number(fact: Fact[bytes]) -> Fact[int]:
+    text = _text(fact)
+    if text.value is not None and not _NUMBER.fullmatch(text.value):
+        return Fact.unknown(text.source, f"not a number: {text.value[:32]!r}")
+    return text.map(int)
+
+
+def _uevent_fields(text: str) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+
+
+def _ids(uevent: Fact[str]) -> Fact[PciIds]:
+    if uevent.value is None:
+        return Fact.unknown(uevent.source, uevent.error or "unreadable")
+    fields = _uevent_fields(uevent.value)
+    main, sub = _HEX_ID.fullmatch(fields.get("PCI_ID", "")), _HEX_ID.fullmatch(fields.get("PCI_SUBSYS_ID", "0000:0000"))
+    class_code = fields.get("PCI_CLASS", "")
+    if main is None or sub is None or not re.fullmatch(r"[0-9A-Fa-f]{1,6}", class_code):
+        return Fact.unknown(uevent.source, "has no PCI_ID, PCI_SUBSYS_ID or PCI_CLASS")
+    vendor, device, sub_vendor, sub_device = (int(part, 16) & 0xFFFF for part in (*main.groups(), *sub.groups()))
+    return Fact.known(PciIds(vendor, device, sub_vendor, sub_device, int(class_code, 16)), uevent.source)
+
+
+def _driver(uevent: Fact[str]) -> Fact[str]:
+    if uevent.value is None:
+        return Fact.unknown(uevent.source, uevent.error or "unreadable")
+    name = _uevent_fields(uevent.value).get("DRIVER", "")
+    try:
+        return Fact.known(parse_driver(name) if name else "", uevent.source)
+    except UsageError as error:
+        return Fact.unknown(uevent.source, str(error))
+
+
+def _override(fact: Fact[bytes]) -> Fact[str]:
+    # driver_override_show() prints a NULL pointer as "(null)".
+    return _text(fact).map(lambda text: "" if text == "(null)" else text)
+
+
+def _config(directory: int, where: str, power: Fact[str]) -> Fact[ConfigSpace]:
+    if power.value == "D3cold":
+        return Fact.unknown(f"{where}/config", "not read: the function is in D3cold and reading would wake it")
+    raw = read_at(directory, "config", where, most=256)
+    if raw.value is not None and len(raw.value) < PCI_STD_HEADER_SIZEOF:
+        return Fact.unknown(raw.source, f"only {len(raw.value)} bytes")
+    return raw.map(ConfigSpace)
+
+
+def _group(directory: int, where: str, files: frozenset[str]) -> Fact[IommuGroup]:
+    if "iommu_group" not in files:
+        return Fact.known(NO_GROUP, f"{where}/iommu_group")
+    link = link_at(directory, "iommu_group", where)
+    name = (link.value or "").rpartition("/")[2]
+    if link.value is not None and not _NUMBER.fullmatch(name):
+        return Fact.unknown(link.source, f"points to {link.value[:64]!r}")
+    return link.map(lambda _: IommuGroup(int(name)))
+
+
+def _vectors(path: Path, where: str, files: frozenset[str]) -> Fact[tuple[int, ...]]:
+    if "msi_irqs" not in files:
+        return Fact.known((), f"{where}/msi_irqs")
+    try:
+        names = [entry.name for entry in os.scandir(path / "msi_irqs")]
+    except OSError as error:
+        return Fact.unknown(f"{where}/msi_irqs", error.strerror or str(error))
+    return Fact.known(tuple(sorted(int(name) for name in names if _NUMBER.fullmatch(name))), f"{where}/msi_irqs")
+
+
+def _parent(path: Path) -> Bdf | None:
+    # The entry in bus/pci/devices is a link such as ../../../devices/pci0000:00/0000:00:01.0/0000:01:00.0
+    try:
+        return Bdf.parse(path.readlink().parts[-2])
+    except (OSError, IndexError, UsageError):
+        return None
+
+
+def _flag(directory: int, name: str, where: str, files: frozenset[str], absent: bool) -> Fact[bool]:
+    if name not in files:
+        return Fact.known(absent, f"{where}/{name}")
+    return _number(read_at(directory, name, where)).map(bool)
+
+
+def _words(directory: int, name: str, where: str, files: frozenset[str]) -> Fact[tuple[str, ...]]:
+    if name not in files:
+        return Fact.known((), f"{where}/{name}")
+    return _text(read_at(directory, name, where)).map(lambda text: tuple(text.split()))
+
+
+def read_function(root: HostRoot, bdf: Bdf) -> PciFunction | None:
+    """The facts of one function; None where there is no such function (any more)."""
+    path = root.pci_device(bdf)
+    opened = open_directory(path, root=root)
+    if opened.value is None:
+        return None
+    directory, where = opened.value, opened.source
+    try:
+        files = frozenset(entry.name for entry in os.scandir(directory))
+        power = _text(read_at(directory, "power_state", where))
+        uevent = _text(read_at(directory, "uevent", where))
+        return PciFunction(
+            bdf=bdf,
+            ids=_ids(uevent),
+            driver=_driver(uevent),
+            override=_override(read_at(directory, "driver_override", where)),
+            irq=_number(read_at(directory, "irq", where)).map(HostIrq),
+            config=_config(directory, where, power),
+            group=_group(directory, where, files),
+            power=power,
+            enabled=_number(read_at(directory, "enable", where)),
+            msi_vectors=_vectors(path, where, files),
+            msi_allowed=_flag(directory, "msi_bus", where, files, True),
+            reset_methods=_words(directory, "reset_method", where, files),
+            boot_vga=_flag(directory, "boot_vga", where, files, False),
+            parent=_parent(path),
+            files=files,
+        )
+    except OSError:
+        return None  # it went away between opening and listing its directory
+    finally:
+        os.close(directory)
+
+
+def list_functions(root: HostRoot) -> Fact[tuple[Bdf, ...]]:
+    """The addresses of all functions, in order; unknown where the host has no PCI in sysfs."""
+    names = list_names(root.pci_devices(), root=root)
+    return names.map(lambda items: tuple(sorted(Bdf.parse(name) for name in items if _is_bdf(name))))
+
+
+def _is_bdf(name: str) -> bool:
+    try:
+        Bdf.parse(name)
+    except UsageError:
+        return False
+    return True
