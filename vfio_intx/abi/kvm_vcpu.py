@@ -37,7 +37,26 @@ RUN_EXIT_DATA = 32
 _IO_EXIT = struct.Struct("=BBHIQ")
 _MMIO_EXIT = struct.Struct("=Q8sIB")
 _INTERNAL_EXIT = struct.Struct("=II")
-_REGISTER_NAMES = "rax rbx rcx rdx rsi rdi rsp rbp r8 r9 r10 r11 r12 r13 r14 r15 rip rflags".split()
+_REGISTER_NAMES = [
+    "rax",
+    "rbx",
+    "rcx",
+    "rdx",
+    "rsi",
+    "rdi",
+    "rsp",
+    "rbp",
+    "r8",
+    "r9",
+    "r10",
+    "r11",
+    "r12",
+    "r13",
+    "r14",
+    "r15",
+    "rip",
+    "rflags",
+]
 
 
 class Exit(IntEnum):
