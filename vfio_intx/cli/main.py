@@ -16,7 +16,15 @@ from typing import NoReturn
 from vfio_intx import __version__
 
 #: verb -> (module under vfio_intx.cli, one line of help), in the order --help lists them.
-VERBS: dict[str, tuple[str, str]] = {}
+VERBS: dict[str, tuple[str, str]] = {
+    "scan": ("scan", "functions with an INTx pin, and what would happen if they were given to a guest"),
+    "bind": ("bind", "give a function to vfio-pci"),
+    "unbind": ("unbind", "take a function from vfio-pci and leave it without a driver"),
+    "restore": ("restore", "bring a function back to its first driver"),
+    "attach": ("attach", "add a function to a running VM with a scheme, and verify what came out"),
+    "detach": ("detach", "take a function out of a running VM"),
+    "status": ("status", "lines in running VMs: scheme, proof, counters"),
+}
 
 _STATUS_INTERRUPTED = 130
 _STATUS_PIPE = 141

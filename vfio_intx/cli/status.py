@@ -1,0 +1,59 @@
+"""``vfio-intx status``: the lines of the VMs that run now."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from vfio_intx.cli.vm import add_timeout_argument, add_vm_arguments, names_vm, open_monitor, parse_seconds
+
+if TYPE_CHECKING:
+    from vfio_intx.observe.status import VmStatus
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    add_vm_arguments(parser, required=False)
+    parser.add_argument(
+        "--interval",
+        metavar="S",
+        type=parse_seconds,
+        default=1.0,
+        help="seconds over which the counters are watched (default 1)",
+    )
+    add_timeout_argument(parser)
+    parser.add_argument("--json", action="store_true", help="print vfio-intx/status/1 for programs")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print what runs; 0 also where some VM could not be asked, which the output says."""
+    from vfio_intx.cli.output import print_json
+    from vfio_intx.host.root import HostRoot
+    from vfio_intx.observe.status import gather, gather_one
+
+    root = HostRoot()
+    if names_vm(arguments):
+        vms: tuple[VmStatus, ...] = (
+            gather_one(root, lambda: open_monitor(arguments, root), interval_s=arguments.interval),
+        )
+    else:
+        vms = gather(root, interval_s=arguments.interval, budget_s=arguments.timeout)
+    if arguments.json:
+        print_json("status/1", {"vms": [vm.as_json() for vm in vms]})
+    else:
+        print("\n".join(_in_words(vms)))
+    return 0
+
+
+def _in_words(vms: tuple[VmStatus, ...]) -> list[str]:
+    from vfio_intx.names import escape
+
+    if not vms:
+        return ["no QEMU process runs on this machine"]
+    words: list[str] = []
+    for vm in vms:
+        who = " ".join(part for part in (escape(vm.name or ""), f"(pid {vm.pid})" if vm.pid else "") if part)
+        words.append(f"VM {who}: {len(vm.lines) or 'no'} line{'' if len(vm.lines) == 1 else 's'}")
+        words += [f"  {text}" for line in vm.lines for text in line.in_words()]
+        words += [f"  trouble: {text}" for text in vm.trouble]
+    return words

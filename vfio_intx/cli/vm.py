@@ -1,0 +1,90 @@
+"""The options that name a VM, and the monitor they lead to; shared by every verb that talks to one."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vfio_intx.errors import UsageError
+from vfio_intx.names import parse_natural
+
+if TYPE_CHECKING:
+    from vfio_intx.host.root import HostRoot
+    from vfio_intx.qemu.monitor import Monitor
+
+DEFAULT_TIMEOUT_S = 10.0
+_LONGEST_TIMEOUT_S = 3600.0
+
+
+def add_vm_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """``--qmp``, ``--pid``, ``--libvirt`` and ``--proxmox``, of which exactly one names the VM."""
+    group = parser.add_mutually_exclusive_group(required=required)
+    group.add_argument("--qmp", metavar="PATH", help="the VM's QMP socket")
+    group.add_argument("--pid", metavar="PID", help="the VM's QEMU process; its QMP socket is looked for")
+    group.add_argument("--libvirt", metavar="DOMAIN", help="a domain of libvirt, through virsh")
+    group.add_argument("--proxmox", metavar="VMID", help="a VM of Proxmox")
+
+
+def add_timeout_argument(parser: argparse.ArgumentParser) -> None:
+    """``--timeout``: seconds for each wait on QEMU or the guest."""
+    parser.add_argument(
+        "--timeout",
+        metavar="S",
+        type=parse_seconds,
+        default=DEFAULT_TIMEOUT_S,
+        help=f"seconds for each wait on QEMU or the guest (default {DEFAULT_TIMEOUT_S:g})",
+    )
+
+
+def parse_seconds(text: str) -> float:
+    """A positive number of seconds. :raise argparse.ArgumentTypeError: for anything else."""
+    try:
+        seconds = float(text) if text.isascii() else 0.0
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= _LONGEST_TIMEOUT_S:
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a number of seconds up to {_LONGEST_TIMEOUT_S:g}")
+    return seconds
+
+
+def names_vm(arguments: argparse.Namespace) -> bool:
+    """Whether one of the options was given."""
+    return any((arguments.qmp, arguments.pid, arguments.libvirt, arguments.proxmox))
+
+
+@contextmanager
+def open_vm(arguments: argparse.Namespace, root: HostRoot) -> Iterator[Monitor]:
+    """The monitor of the VM that the options name, closed at the end.
+
+    :raise UsageError: no option was given, or its value is malformed. :raise WorldError: the monitor cannot be had.
+    """
+    monitor = open_monitor(arguments, root)
+    try:
+        yield monitor
+    finally:
+        monitor.close()
+
+
+def open_monitor(arguments: argparse.Namespace, root: HostRoot) -> Monitor:
+    """The monitor of the VM that the options name; the caller closes it. See :func:`open_vm`."""
+    from vfio_intx.qemu import transports
+    from vfio_intx.qemu.libvirt import VirshMonitor, parse_domain
+    from vfio_intx.qemu.process import find_process, find_processes, monitor_sockets
+
+    budget_s: float = arguments.timeout
+    if arguments.qmp is not None:
+        return transports.connect(Path(arguments.qmp), budget_s=budget_s, root=root)
+    if arguments.pid is not None:
+        process = find_process(root, parse_natural(arguments.pid, "a pid", least=1))
+        sockets = monitor_sockets(root, process)
+        return transports.open_first(sockets, f"VM {process.label}", budget_s=budget_s, root=root)
+    if arguments.libvirt is not None:
+        domain = parse_domain(arguments.libvirt)
+        owners = [one.pid for one in find_processes(root) if one.command_line.name == domain]
+        return VirshMonitor(domain, budget_s=budget_s, peer_pid=owners[0] if len(owners) == 1 else None)
+    if arguments.proxmox is not None:
+        return transports.connect(transports.proxmox_socket(arguments.proxmox, root), budget_s=budget_s, root=root)
+    raise UsageError("name the VM", hint="one of --qmp PATH, --pid PID, --libvirt DOMAIN, --proxmox VMID")

@@ -1,0 +1,185 @@
+"""The lines of the VMs that run now, found from their processes; one short connect, ask and leave for each sample.
+
+What cannot be found out is part of the answer: a monitor that another client holds, a process that may not be looked
+into. Such a line is still shown with what the host alone tells.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+
+from vfio_intx.chain.evidence import Evidence, weigh
+from vfio_intx.errors import VfioIntxError
+from vfio_intx.host.iommu import is_vfio_driver
+from vfio_intx.host.pci import list_functions, read_function
+from vfio_intx.host.root import HostRoot
+from vfio_intx.names import Bdf, escape
+from vfio_intx.qemu.guestpci import PassedThrough, list_passed_through
+from vfio_intx.qemu.monitor import Monitor
+from vfio_intx.qemu.process import QemuProcess, find_processes, monitor_sockets
+from vfio_intx.qemu.transports import open_first
+from vfio_intx.wiring.inspect import Board, read_board, report
+from vfio_intx.wiring.line import LineReport, Uptake
+from vfio_intx.wiring.verify import HostLine, Sample, close_sample, open_sample, read_host_line
+
+#: Opens a VM's monitor; the caller closes it.
+Opener = Callable[[], Monitor]
+#: Further evidence on one line (trace events, descriptors), given the process's number where it is known.
+Witness = Callable[[Bdf, int | None], Iterable[Evidence]]
+
+
+@dataclass(frozen=True, slots=True)
+class VmStatus:
+    """One VM and its lines. ``trouble`` says what kept us from asking its QEMU, with the next step."""
+
+    pid: int | None
+    name: str | None
+    machine: str | None
+    lines: tuple[LineReport, ...]
+    trouble: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, object]:
+        """One entry of ``vms`` in ``vfio-intx/status/1``."""
+        return {
+            "pid": self.pid,
+            "name": None if self.name is None else escape(self.name),
+            "machine": None if self.machine is None else escape(self.machine),
+            "lines": [line.as_json() for line in self.lines],
+            "trouble": list(self.trouble),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What the first visit to a VM brought home."""
+
+    board: Board
+    devices: tuple[tuple[PassedThrough, Bdf], ...]
+    first: dict[Bdf, Sample]
+
+
+def gather(
+    root: HostRoot, *, interval_s: float, budget_s: float, witness: Witness | None = None
+) -> tuple[VmStatus, ...]:
+    """Every VM of this machine, with the lines of those that have passed-through functions.
+
+    :param interval_s: how long the counters are watched; nothing is held meanwhile.
+    :param budget_s: for each wait on one QEMU.
+    """
+    processes = find_processes(root)
+    busy = [process for process in processes if _may_have_lines(process)]
+    visits = [(process, _visit(root, _opener(root, process, budget_s))) for process in busy]
+    if any(isinstance(found, _Asked) and found.devices for _, found in visits):
+        time.sleep(interval_s)
+    told = {process.pid: _conclude(root, process, found, budget_s, witness) for process, found in visits}
+    return tuple(told.get(process.pid) or _without_lines(process) for process in processes)
+
+
+def gather_one(
+    root: HostRoot, opener: Opener, *, interval_s: float, witness: Witness | None = None, name: str | None = None
+) -> VmStatus:
+    """The VM behind one monitor that was named. :raise VfioIntxError: if it cannot be asked."""
+    with closing(opener()) as monitor:
+        pid, asked = monitor.peer_pid, _ask_first(monitor, root)
+    if asked.devices:
+        time.sleep(interval_s)
+    with closing(opener()) as monitor:
+        return VmStatus(pid, name, asked.board.machine, _ask_again(monitor, root, asked, pid, witness))
+
+
+def _may_have_lines(process: QemuProcess) -> bool:
+    held = process.descriptors.value
+    return held is None or bool(held.vfio_devices or held.vfio_groups)
+
+
+def _without_lines(process: QemuProcess) -> VmStatus:
+    return VmStatus(process.pid, process.command_line.name, process.command_line.machine, ())
+
+
+def _opener(root: HostRoot, process: QemuProcess, budget_s: float) -> Opener:
+    def opened() -> Monitor:
+        sockets = monitor_sockets(root, process)
+        return open_first(sockets, f"VM {process.label}", budget_s=budget_s, root=root)
+
+    return opened
+
+
+def _visit(root: HostRoot, opener: Opener) -> _Asked | VfioIntxError:
+    try:
+        with closing(opener()) as monitor:
+            return _ask_first(monitor, root)
+    except VfioIntxError as error:
+        return error
+
+
+def _ask_first(monitor: Monitor, root: HostRoot) -> _Asked:
+    devices = tuple((device, device.host) for device in list_passed_through(monitor) if device.host is not None)
+    first = {bdf: open_sample(monitor, root, bdf) for _, bdf in devices}
+    return _Asked(read_board(monitor), devices, first)
+
+
+def _ask_again(
+    monitor: Monitor, root: HostRoot, asked: _Asked, pid: int | None, witness: Witness | None
+) -> tuple[LineReport, ...]:
+    found: list[LineReport] = []
+    for device, bdf in asked.devices:
+        samples = (asked.first[bdf], close_sample(monitor, root, bdf))
+        further = tuple(witness(bdf, pid)) if witness else ()
+        found.append(report(monitor, asked.board, device, bdf, samples, further=further))
+    return tuple(found)
+
+
+def _conclude(
+    root: HostRoot, process: QemuProcess, found: _Asked | VfioIntxError, budget_s: float, witness: Witness | None
+) -> VmStatus:
+    machine = process.command_line.machine
+    error = found if isinstance(found, VfioIntxError) else None
+    if isinstance(found, _Asked):
+        machine = found.board.machine
+        try:
+            with closing(_opener(root, process, budget_s)()) as monitor:
+                lines = _ask_again(monitor, root, found, process.pid, witness)
+            return VmStatus(process.pid, process.command_line.name, machine, lines)
+        except VfioIntxError as second:
+            error = second
+    lines = tuple(_host_only(root, process))
+    return VmStatus(process.pid, process.command_line.name, machine, lines, _words(error, process))
+
+
+def _words(error: VfioIntxError | None, process: QemuProcess) -> tuple[str, ...]:
+    words = [] if error is None else [escape(str(error)) + (f"; {escape(error.hint)}" if error.hint else "")]
+    if process.descriptors.error is not None:
+        words.append(f"its descriptors cannot be seen ({process.descriptors.error}); run it as root")
+    return tuple(words)
+
+
+def _host_only(root: HostRoot, process: QemuProcess) -> Iterable[LineReport]:
+    """The lines of a VM that cannot be asked: the functions of the groups that it holds, where vfio handles INTx."""
+    held = process.descriptors.value
+    for bdf in list_functions(root).get(()) if held is not None and held.vfio_groups else ():
+        function = read_function(root, bdf)
+        if function is None or held is None or function.group.value not in held.vfio_groups:
+            continue
+        line = read_host_line(root, bdf) if is_vfio_driver(function.driver.get("")) else None
+        if line is not None:
+            yield _unasked(bdf, line)
+
+
+def _unasked(bdf: Bdf, line: HostLine) -> LineReport:
+    return LineReport(
+        bdf=bdf,
+        device_id=None,
+        guest_address=None,
+        uptake=Uptake.UNKNOWN,
+        irqchip=None,
+        configured=None,
+        gsi=None,
+        host=line,
+        qemu_interrupts=None,
+        window=None,
+        verdict=weigh(()),
+        notes=("found by the IOMMU group that the process holds; QEMU could not be asked",),
+    )

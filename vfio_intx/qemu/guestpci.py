@@ -1,0 +1,189 @@
+"""The PCI side of a guest, as QEMU's object tree and ``query-pci`` show it: where a device can go and what it got."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from vfio_intx.errors import MissingError, PeerRefused, UsageError
+from vfio_intx.names import Bdf
+from vfio_intx.qemu import replies
+from vfio_intx.qemu.monitor import Monitor, ask
+
+_CONTAINERS = ("/machine/peripheral", "/machine/peripheral-anon")
+_ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,62}")
+_ROOT_BUS = re.compile(r"pcie?\.0")
+
+
+def parse_device_id(text: str) -> str:
+    """An id as QEMU takes it (``id_wellformed`` in util/id.c). :raise UsageError: if it is none."""
+    if not _ID.fullmatch(text):
+        raise UsageError(
+            f"{text[:64]!r} is not a QEMU id",
+            hint="a letter, then letters, digits, '-', '.' and '_', 63 characters at most",
+        )
+    return text
+
+
+def default_device_id(bdf: Bdf) -> str:
+    """The id that a line gets unless told otherwise; one host function has one."""
+    return f"intx-{bdf.domain:04x}-{bdf.bus:02x}-{bdf.slot:02x}-{bdf.function}"
+
+
+@dataclass(frozen=True, slots=True)
+class PassedThrough:
+    """A vfio-pci device of a VM. ``id`` is None for one that the command line gave none."""
+
+    path: str
+    id: str | None
+    host: Bdf | None
+
+
+@dataclass(frozen=True, slots=True)
+class Bus:
+    """A PCI bus that takes a device while the VM runs. ``port`` is True where it has room for one device only."""
+
+    name: str
+    path: str
+    port: bool
+
+
+def qom_list(monitor: Monitor, path: str) -> list[replies.QomProperty]:
+    """The members of one object. :raise PeerError: as ``execute`` does; PeerRefused where there is no such object."""
+    return ask(monitor, "qom-list", list[replies.QomProperty], {"path": path})
+
+
+def qom_text(monitor: Monitor, path: str, name: str) -> str | None:
+    """One string property, None where the object has none of that name. :raise PeerError: as ``execute`` does."""
+    try:
+        return ask(monitor, "qom-get", str, {"path": path, "property": name})
+    except PeerRefused:
+        return None
+
+
+def qom_flag(monitor: Monitor, path: str, name: str) -> bool | None:
+    """One boolean property, None where the object has none of that name. :raise PeerError: as ``execute`` does."""
+    try:
+        return ask(monitor, "qom-get", bool, {"path": path, "property": name})
+    except PeerRefused:
+        return None
+
+
+def list_passed_through(monitor: Monitor) -> tuple[PassedThrough, ...]:
+    """Every vfio-pci device of a VM. A host address that is no BDF of ours (``sysfsdev=``) is None."""
+    found: list[PassedThrough] = []
+    for container in _CONTAINERS:
+        for one in qom_list(monitor, container):
+            if one.child_type in ("vfio-pci", "vfio-pci-nohotplug"):
+                path = f"{container}/{one.name}"
+                identity = one.name if container == _CONTAINERS[0] else None
+                found.append(PassedThrough(path, identity, _host_address(monitor, path)))
+    return tuple(found)
+
+
+def _host_address(monitor: Monitor, path: str) -> Bdf | None:
+    text = qom_text(monitor, path, "host") or ""
+    if text in ("", "ffffffff:ffff:ffff.ffffffff"):
+        text = (qom_text(monitor, path, "sysfsdev") or "").rpartition("/")[2]
+    try:
+        return Bdf.parse(text)
+    except UsageError:
+        return None
+
+
+def is_present(monitor: Monitor, device_id: str) -> bool:
+    """Whether the VM has a device of that id, also while its unplug is under way."""
+    return any(one.name == device_id for one in qom_list(monitor, _CONTAINERS[0]) if one.child_type is not None)
+
+
+def find_bus(monitor: Monitor) -> Bus:
+    """A bus that takes a hot-plugged device: the root bus where it does (machine ``pc``), else a free port or bridge.
+
+    Whether a bus does is its own word: the link ``hotplug-handler`` is set. A bus below a device without an id
+    cannot be named, so it is passed over.
+
+    :raise MissingError: if there is none, saying what to start the VM with.
+    """
+    # A port of its own before a place on a bridge: legacy bridges swizzle the pins once more, and share them.
+    buses = sorted(_buses(monitor), key=lambda bus: not (bus.port or _ROOT_BUS.fullmatch(bus.name)))
+    candidates = [bus for bus in buses if qom_text(monitor, bus.path, "hotplug-handler")]
+    for bus in candidates:
+        if not bus.port or not _occupied(monitor, bus):
+            return bus
+    full = f"; taken already: {', '.join(bus.name for bus in candidates)}" if candidates else ""
+    raise MissingError(
+        f"the VM behind {monitor.name} has no PCI bus with room that takes a device while it runs{full}",
+        hint="start it with -device pcie-root-port,id=rp0,chassis=1,slot=1 (one for each device), or with -machine pc",
+    )
+
+
+def _buses(monitor: Monitor) -> list[Bus]:
+    found: list[Bus] = []
+    for one in qom_list(monitor, "/machine"):
+        if one.child_type is not None and one.child_type.endswith("-pcihost"):
+            found += [bus for bus in _buses_below(monitor, f"/machine/{one.name}") if _ROOT_BUS.fullmatch(bus.name)]
+    for one in qom_list(monitor, _CONTAINERS[0]):
+        kind = one.child_type or ""
+        if "root-port" in kind or "downstream" in kind or "bridge" in kind or kind == "ioh3420":
+            found += _buses_below(monitor, f"{_CONTAINERS[0]}/{one.name}")
+    return found
+
+
+def _buses_below(monitor: Monitor, path: str) -> list[Bus]:
+    children = qom_list(monitor, path)
+    named = [(one.name, one.child_type) for one in children if one.child_type in ("PCI", "PCIE")]
+    return [Bus(name, f"{path}/{name}", kind == "PCIE" and not _ROOT_BUS.fullmatch(name)) for name, kind in named]
+
+
+def _occupied(monitor: Monitor, bus: Bus) -> bool:
+    return any(one.name.startswith("child[") for one in qom_list(monitor, bus.path))
+
+
+@dataclass(frozen=True, slots=True)
+class GuestView:
+    """A device as the guest has it now. ``shares_line_with`` are other functions with the same Interrupt Line."""
+
+    device: replies.PciDevice
+    bridges: tuple[replies.PciDevice, ...]
+    shares_line_with: tuple[str, ...]
+
+    @property
+    def is_programmed(self) -> bool:
+        """Whether the guest has given every BAR an address (the ROM's, number 6, may stay without)."""
+        return all(region.is_programmed for region in self.device.regions if region.bar != 6)
+
+
+def view_device(monitor: Monitor, device_id: str) -> GuestView | None:
+    """The device of that id in ``query-pci``, None where the guest has none. :raise PeerError: as ``execute`` does."""
+    tree = ask(monitor, "query-pci", list[replies.PciRoot])
+    everything = list(replies.functions(tree))
+    for device, bridges in everything:
+        if device.qdev_id == device_id:
+            line = device.irq
+            others = (other for other, _ in everything if other is not device and other.irq_pin and other.irq == line)
+            return GuestView(device, bridges, tuple(f"{one.address} {one.qdev_id}".strip() for one in others))
+    return None
+
+
+def candidate_gsis(machine: str, view: GuestView) -> tuple[int, ...]:
+    """The GSIs that a guest device's INTx can be on, the likelier first; empty where nothing is known of the board.
+
+    On ``q35`` with the IOAPIC in use the pin's PIRQ, A to H, is GSI 16 to 23 (``ich9_lpc_map_irq`` in
+    hw/isa/lpc_ich9.c); each bridge on the way turns the pins by its slot (``pci_swizzle`` in include/hw/pci/pci.h). On
+    ``pc`` the PIRQ is routed to an ISA IRQ, which the firmware writes into the Interrupt Line register, as it does on
+    ``q35`` for a guest without IOAPIC.
+    """
+    pin = view.device.irq_pin - 1
+    if pin < 0:
+        return ()
+    line = (view.device.irq,) if view.device.irq and view.device.irq < 16 else ()
+    if "q35" not in machine:
+        return line if "i440fx" in machine or machine.startswith("pc") else ()
+    slot = view.device.slot
+    for bridge in reversed(view.bridges):
+        pin = (pin + slot) % 4
+        slot = bridge.slot
+    # ich9_cc_init() and ich9_cc_update(): slots below 25 go to PIRQ E-H by (slot + pin) % 4, slot 30 (the DMI bridge)
+    # by the pin alone, and 25-31 by registers whose reset value is A-D.
+    pirq = (slot + pin) % 4 + 4 if slot < 25 else pin + 4 if slot == 30 else pin
+    return (16 + pirq, *line)
