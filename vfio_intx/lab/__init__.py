@@ -1,1 +1,1 @@
-"""A whole passthrough host under TCG, for machines without the hardware."""
+"""A whole host with IOMMU, vfio-pci and KVM (L1), booted under TCG, for machines without the hardware."""

@@ -1,0 +1,72 @@
+"""``vfio-intx lab``: boot the nested host, run a scenario in it, or look around in it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import msgspec
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """``run NAME``, ``list`` and ``shell``."""
+    actions = parser.add_subparsers(
+        dest="action", required=True, metavar="run|list|shell", parser_class=argparse.ArgumentParser
+    )
+    run = actions.add_parser("run", help="boot the lab, run a scenario in it, show its result", allow_abbrev=False)
+    run.add_argument("name", metavar="NAME", help="as lab list shows it")
+    run.add_argument("--kernel", help="L1's kernel instead of the scenario's")
+    run.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
+    run.add_argument("--keep", type=Path, metavar="DIR", help="keep everything the lab wrote, also when all is well")
+    run.add_argument("words", nargs="*", metavar="WORD", help="for the scenario, after --")
+    shell = actions.add_parser("shell", help="an interactive shell in L1", allow_abbrev=False)
+    shell.add_argument("--kernel", help="L1's kernel")
+    shell.add_argument("--scenario", default="smoke", metavar="NAME", help="whose cards L1 shall have")
+    actions.add_parser("list", help="the scenarios there are", allow_abbrev=False)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do it; the exit status is 0, 1 for a scenario that failed, 3 for a lab that was lost."""
+    if arguments.action == "list":
+        return _list()
+    if arguments.action == "shell":
+        from vfio_intx.lab.play import shell
+
+        return shell(arguments.scenario, arguments.kernel)
+    return _run(arguments)
+
+
+def _list() -> int:
+    from vfio_intx.lab.scenario import find, names, summary
+
+    for name in names():
+        print(f"{name:<24} {summary(find(name))}")
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from vfio_intx.lab.play import Progress, play
+
+    progress = Progress(lambda text: print(text, file=sys.stderr, flush=True))
+    played = play(arguments.name, arguments.kernel, tuple(arguments.words), progress, keep=arguments.keep)
+    if played.kept is not None:
+        print(f"kept in {played.kept}", file=sys.stderr)
+    if played.error is not None:
+        raise played.error
+    if arguments.json is not None:
+        arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(played.result), indent=2) + b"\n")
+    _show(arguments.name, played.result)
+    return 0
+
+
+def _show(name: str, result: dict[str, object]) -> None:
+    """The scenario's own way of showing its result where it has one, else the JSON."""
+    from vfio_intx.lab.scenario import find
+
+    show = getattr(find(name), "show", None)
+    if show is not None:
+        for line in show(result):
+            print(line)
+    else:
+        print(msgspec.json.format(msgspec.json.encode(result), indent=2).decode())
