@@ -56,6 +56,7 @@ class PciFunction:
     :ivar msi_vectors: Linux IRQ numbers of the MSI or MSI-X vectors that it holds now.
     :ivar msi_allowed: False where ``msi_bus`` forbids MSI below this function's bus.
     :ivar parent: the bridge above it, None on a root bus.
+    :ivar interfaces: the network interfaces of a NIC.
     :ivar files: the names in its sysfs directory, which tell what it is (``physfn``: an SR-IOV virtual one).
     """
 
@@ -73,6 +74,7 @@ class PciFunction:
     reset_methods: Fact[tuple[str, ...]]
     boot_vga: Fact[bool]
     parent: Bdf | None
+    interfaces: Fact[tuple[str, ...]]
     files: frozenset[str]
 
     @property
@@ -164,14 +166,17 @@ def _group(directory: int, where: str, files: frozenset[str]) -> Fact[IommuGroup
     return link.map(lambda _: IommuGroup(int(name)))
 
 
-def _vectors(path: Path, where: str, files: frozenset[str]) -> Fact[tuple[int, ...]]:
-    if "msi_irqs" not in files:
-        return Fact.known((), f"{where}/msi_irqs")
+def _entries(path: Path, name: str, where: str, files: frozenset[str]) -> Fact[tuple[str, ...]]:
+    if name not in files:
+        return Fact.known((), f"{where}/{name}")
     try:
-        names = [entry.name for entry in os.scandir(path / "msi_irqs")]
+        return Fact.known(tuple(sorted(entry.name for entry in os.scandir(path / name))), f"{where}/{name}")
     except OSError as error:
-        return Fact.unknown(f"{where}/msi_irqs", error.strerror or str(error))
-    return Fact.known(tuple(sorted(int(name) for name in names if _NUMBER.fullmatch(name))), f"{where}/msi_irqs")
+        return Fact.unknown(f"{where}/{name}", error.strerror or str(error))
+
+
+def _numbers(names: tuple[str, ...]) -> tuple[int, ...]:
+    return tuple(int(name) for name in names if _NUMBER.fullmatch(name))
 
 
 def _parent(path: Path) -> Bdf | None:
@@ -215,11 +220,12 @@ def read_function(root: HostRoot, bdf: Bdf) -> PciFunction | None:
             group=_group(directory, where, files),
             power=power,
             enabled=_number(read_at(directory, "enable", where)),
-            msi_vectors=_vectors(path, where, files),
+            msi_vectors=_entries(path, "msi_irqs", where, files).map(_numbers),
             msi_allowed=_flag(directory, "msi_bus", where, files, True),
             reset_methods=_words(directory, "reset_method", where, files),
             boot_vga=_flag(directory, "boot_vga", where, files, False),
             parent=_parent(path),
+            interfaces=_entries(path, "net", where, files),
             files=files,
         )
     except OSError:

@@ -65,11 +65,14 @@ def read_text(path: Path, *, root: HostRoot) -> Fact[str]:
 
 def _read_all(path: Path) -> bytes:
     # In small pieces: /proc/sys answers ENOMEM to a read with a buffer of some MiB (proc_sys_call_handler).
-    with path.open("rb", buffering=0) as file:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
         raw = b""
-        while len(raw) <= LONGEST_FILE and (piece := file.read(_PIECE)):
+        while len(raw) <= LONGEST_FILE and (piece := os.read(fd, _PIECE)):
             raw += piece
         return raw
+    finally:
+        os.close(fd)
 
 
 def open_directory(path: Path, *, root: HostRoot) -> Fact[int]:

@@ -1,0 +1,280 @@
+"""bind, unbind and restore on the fake driver core: what they refuse, what they leave behind when something fails."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.kernel import Fail, FakeKernel, nic_host
+from tests.fakes.tree import FakeFunction
+from vfio_intx.cli.main import main
+from vfio_intx.errors import BusyError, KernelError, MissingError, RefusedError, UsageError, VerifyError
+from vfio_intx.names import Bdf
+from vfio_intx.wiring.apply import StuckWrite
+from vfio_intx.wiring.drivers import bind, restore, unbind
+
+BDF = Bdf.parse("0000:00:10.0")
+NIC = str(BDF)
+VERBS: dict[str, Callable[[FakeKernel, Path, Bdf], object]] = {
+    "bind": lambda kernel, state, bdf: bind(kernel, state, [bdf]),
+    "unbind": unbind,
+    "restore": restore,
+}
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> FakeKernel:
+    return nic_host(tmp_path / "host")
+
+
+def records(state: Path) -> list[str]:
+    return sorted(path.name for path in state.glob("*.record*")) if state.exists() else []
+
+
+def test_a_module_that_is_not_loaded_is_loaded_first(kernel: FakeKernel, state: Path) -> None:
+    bind(kernel, state, [BDF])
+    assert kernel.log[0] == "+ modprobe vfio-pci"
+    assert kernel.state(NIC) == ("vfio-pci", "vfio-pci")
+
+
+def test_a_module_that_there_is_not_leaves_everything(kernel: FakeKernel, state: Path) -> None:
+    kernel.loadable.clear()
+    with pytest.raises(MissingError, match="vfio-pci cannot be loaded"):
+        bind(kernel, state, [BDF])
+    assert kernel.state(NIC) == ("e1000", "")
+    assert records(state) == []
+
+
+@pytest.mark.parametrize(
+    ("fails", "error"),
+    [
+        ({"vfio-pci": Fail.PROBE}, VerifyError),
+        ({"e1000": Fail.UNBIND_ERROR}, KernelError),
+        ({"override": Fail.OVERRIDE_ERROR}, KernelError),
+    ],
+)
+def test_a_failing_step_of_bind_leaves_the_machine_as_it_was(
+    kernel: FakeKernel, state: Path, fails: dict[str, Fail], error: type[Exception]
+) -> None:
+    kernel.fails = fails
+    with pytest.raises(error):
+        bind(kernel, state, [BDF])
+    assert kernel.state(NIC) == ("e1000", "")
+    assert records(state) == []
+
+
+def test_a_probe_that_succeeds_without_a_driver_is_a_failure_that_names_it(kernel: FakeKernel, state: Path) -> None:
+    kernel.fails = {"vfio-pci": Fail.PROBE}
+    with pytest.raises(VerifyError, match=r"bind it to vfio-pci.*has no driver \(driver_override vfio-pci\)"):
+        bind(kernel, state, [BDF])
+
+
+def test_a_first_driver_that_will_not_come_back_leaves_it_on_vfio(kernel: FakeKernel, state: Path) -> None:
+    bind(kernel, state, [BDF])
+    kernel.fails = {"e1000": Fail.PROBE}
+    with pytest.raises(VerifyError, match="e1000"):
+        restore(kernel, state, BDF)
+    assert kernel.state(NIC) == ("vfio-pci", "vfio-pci")
+    kernel.fails = {}
+    restore(kernel, state, BDF)
+    assert kernel.state(NIC) == ("e1000", "")
+
+
+def test_an_undo_that_fails_is_told_and_remembered(kernel: FakeKernel, state: Path) -> None:
+    kernel.fails = {"vfio-pci": Fail.PROBE, "e1000": Fail.PROBE}
+    with pytest.raises(VerifyError) as caught:
+        bind(kernel, state, [BDF])
+    assert any("undoing it failed as well" in note for note in caught.value.__notes__)
+    assert records(state) == [f"{NIC}.record"]
+    kernel.fails = {}
+    restore(kernel, state, BDF)
+    assert kernel.state(NIC) == ("e1000", "")
+    assert records(state) == []
+
+
+def test_an_unbind_that_hangs_is_left_alone_and_remembered(kernel: FakeKernel, state: Path) -> None:
+    kernel.fails = {"e1000": Fail.UNBIND_HANGS}
+    with pytest.raises(StuckWrite):
+        bind(kernel, state, [BDF])
+    assert kernel.log[-1].endswith("drivers/e1000/unbind")
+    assert records(state) == [f"{NIC}.record"]
+    kernel.fails = {}
+    restore(kernel, state, BDF)
+    assert kernel.state(NIC) == ("e1000", "")
+
+
+def test_a_function_that_vanishes_in_the_middle_is_told(kernel: FakeKernel, state: Path) -> None:
+    kernel.fails = {"e1000": Fail.GONE_AFTER_UNBIND}
+    with pytest.raises(MissingError, match="gone"):
+        bind(kernel, state, [BDF])
+
+
+def test_restore_brings_back_the_driver_that_had_it_and_not_one_that_matches_too(
+    kernel: FakeKernel, state: Path
+) -> None:
+    kernel.tree.driver("e1000_rival")
+    kernel.matches[NIC] = ["e1000_rival", "e1000"]
+    bind(kernel, state, [BDF])
+    restore(kernel, state, BDF)
+    assert kernel.state(NIC) == ("e1000", "")
+
+
+def test_restore_touches_no_other_card_at_that_address(kernel: FakeKernel, state: Path) -> None:
+    bind(kernel, state, [BDF])
+    kernel.tree.uevent(FakeFunction(NIC, device=0x10D3), driver="vfio-pci")
+    before = list(kernel.log)
+    with pytest.raises(MissingError, match="another card"):
+        restore(kernel, state, BDF)
+    assert kernel.log == before
+
+
+def test_a_twin_with_the_same_ids_is_untouched(kernel: FakeKernel, state: Path) -> None:
+    kernel.tree.add(FakeFunction("0000:00:11.0", driver="e1000", group=5, irq=22))
+    bind(kernel, state, [BDF])
+    assert kernel.state("0000:00:11.0") == ("e1000", "")
+    assert not [line for line in kernel.log if "0000:00:11.0" in line]
+
+
+def test_a_group_with_a_live_sibling_is_refused_and_named(kernel: FakeKernel, state: Path) -> None:
+    kernel.tree.add(FakeFunction("0000:00:10.1", driver="snd_hda_intel", group=4, irq=22))
+    with pytest.raises(RefusedError, match=r"0000:00:10.1 \(snd_hda_intel\) would stay"):
+        bind(kernel, state, [BDF])
+    assert kernel.log == []
+    assert not state.exists()
+
+
+def test_both_of_a_group_go_together_or_not_at_all(kernel: FakeKernel, state: Path) -> None:
+    kernel.tree.add(FakeFunction("0000:00:10.1", driver="snd_hda_intel", group=4, irq=22))
+    kernel.matches["0000:00:10.1"] = ["snd_hda_intel"]
+    both = [BDF, Bdf.parse("0000:00:10.1")]
+    kernel.fails = {"snd_hda_intel": Fail.UNBIND_ERROR}
+    with pytest.raises(KernelError):
+        bind(kernel, state, both)
+    assert kernel.state(NIC) == ("e1000", "")
+    assert records(state) == []
+    kernel.fails = {}
+    bind(kernel, state, both)
+    assert kernel.state("0000:00:10.1") == ("vfio-pci", "vfio-pci")
+
+
+def test_a_bridge_in_the_group_does_not_hinder(kernel: FakeKernel, state: Path) -> None:
+    kernel.tree.add(FakeFunction("0000:00:1c.0", driver="pcieport", group=4, header_type=1, class_code=0x060400))
+    bind(kernel, state, [BDF])
+    assert kernel.state(NIC) == ("vfio-pci", "vfio-pci")
+
+
+def test_no_unbind_is_started_while_a_process_has_the_group_open(kernel: FakeKernel, state: Path) -> None:
+    bind(kernel, state, [BDF])
+    kernel.tree.process(4711, "qemu-system-x86", ["/dev/null", "/dev/vfio/4"])
+    before = list(kernel.log)
+    for verb in (unbind, restore):
+        with pytest.raises(BusyError, match=r"process 4711 \(qemu-system-x86\)"):
+            verb(kernel, state, BDF)
+    assert kernel.log == before
+
+
+def test_a_function_that_somebody_else_gave_to_vfio_stays_theirs(tmp_path: Path, state: Path) -> None:
+    kernel = nic_host(tmp_path / "host", driver="vfio-pci")
+    assert bind(kernel, state, [BDF])[0].writes == 0
+    assert records(state) == []
+    with pytest.raises(MissingError, match="not by us"):
+        restore(kernel, state, BDF)
+    assert kernel.log == []
+
+
+def test_after_a_stranger_has_moved_it_the_strangers_driver_is_the_first(kernel: FakeKernel, state: Path) -> None:
+    bind(kernel, state, [BDF])
+    kernel.tree.driver("e1000_rival")
+    kernel._set_driver(NIC, "e1000_rival")
+    kernel.tree.write(f"sys/bus/pci/devices/{NIC}/driver_override", "(null)\n")
+    bind(kernel, state, [BDF])
+    restore(kernel, state, BDF)
+    assert kernel.state(NIC) == ("e1000_rival", "")
+
+
+def test_a_first_override_comes_back(tmp_path: Path, state: Path) -> None:
+    kernel = nic_host(tmp_path / "host", override="e1000")
+    bind(kernel, state, [BDF])
+    restore(kernel, state, BDF)
+    assert kernel.state(NIC) == ("e1000", "e1000")
+
+
+def test_a_function_without_a_driver_gets_none_back(tmp_path: Path, state: Path) -> None:
+    kernel = nic_host(tmp_path / "host", driver="")
+    kernel.matches = {}
+    bind(kernel, state, [BDF])
+    assert kernel.state(NIC) == ("vfio-pci", "vfio-pci")
+    restore(kernel, state, BDF)
+    assert kernel.state(NIC) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        ({"pin": 0}, RefusedError, "no INTx pin"),
+        ({"pin": 255}, RefusedError, "interrupt pin 255"),
+        ({"dead": True}, RefusedError, "all ones"),
+        ({"header_type": 1}, RefusedError, "bridge"),
+        ({"group": None}, MissingError, "no IOMMU"),
+    ],
+)
+def test_what_cannot_be_forwarded_is_refused_before_anything_is_made(
+    tmp_path: Path, state: Path, changes: dict[str, object], error: type[Exception], says: str
+) -> None:
+    kernel = nic_host(tmp_path / "host", **changes)
+    with pytest.raises(error, match=says):
+        bind(kernel, state, [BDF])
+    assert kernel.log == []
+    assert not state.exists()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_absent_function_is_named(verb: str, kernel: FakeKernel, state: Path) -> None:
+    absent = Bdf.parse("0000:ff:1f.7")
+    with pytest.raises(MissingError, match=r"0000:ff:1f\.7"):
+        VERBS[verb](kernel, state, absent)
+    assert not state.exists()
+
+
+def test_without_root_nothing_is_touched(kernel: FakeKernel, state: Path) -> None:
+    kernel.is_root = False
+    for attempt in VERBS.values():
+        with pytest.raises(RefusedError, match="only root"):
+            attempt(kernel, state, BDF)
+    assert not state.exists()
+
+
+def test_unbind_of_a_host_driver_is_refused(kernel: FakeKernel, state: Path) -> None:
+    with pytest.raises(RefusedError, match="not bound to vfio-pci: e1000 has it"):
+        unbind(kernel, state, BDF)
+    assert kernel.state(NIC) == ("e1000", "")
+
+
+@pytest.mark.parametrize("verb", ["bind", "unbind", "restore", "scan"])
+def test_a_malformed_address_is_a_usage_error(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "00:1g.0"]) == UsageError.exit_status
+    assert "is not a PCI address" in capsys.readouterr().err
+
+
+def test_the_state_directory_must_be_ours_alone(kernel: FakeKernel, tmp_path: Path) -> None:
+    wide, real, link = tmp_path / "wide", tmp_path / "real", tmp_path / "link"
+    wide.mkdir(mode=0o755)
+    wide.chmod(0o755)
+    real.mkdir(mode=0o700)
+    link.symlink_to(real)
+    for directory in (wide, link):
+        with pytest.raises(RefusedError, match="state directory"):
+            bind(kernel, directory, [BDF])
+    if os.geteuid() == 0:
+        os.chown(real, 12345, 12345)
+        with pytest.raises(RefusedError, match="uid 12345"):
+            bind(kernel, real, [BDF])
+    assert kernel.state(NIC) == ("e1000", "")

@@ -1,0 +1,108 @@
+"""Outside text into facts: /proc/interrupts of several configurations, spurious counts, configuration space."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.fakes.tree import FakeFunction, FakeTree
+from vfio_intx.abi.pciconf import ConfigSpace
+from vfio_intx.host.irq import Spurious, parse_interrupts, read_actions, read_counts, read_spurious
+from vfio_intx.names import HostIrq, Pin
+
+TWO_CPUS = """           CPU0       CPU1
+  0:         44          0   IO-APIC   2-edge      timer
+ 16:          3          4   IO-APIC  16-fasteoi   ehci_hcd:usb1, vfio-intx(0000:08:00.0), i801_smbus
+ 29:          0     285114  PCI-MSIX-0000:00:01.0   1-edge      virtio0-inflate
+ 31:          5          0  IR-IO-APIC   31-fasteoi
+NMI:          0          0   Non-maskable interrupts
+ERR:          0
+"""
+SHOW_LEVEL = """           CPU0
+ 27:   12345678     GICv3  27 Level     arch_timer
+ 50:          1     GICv3  82 Edge      a name with blanks
+"""
+
+
+def test_the_handlers_and_counts_of_a_shared_line() -> None:
+    line = parse_interrupts(TWO_CPUS)[HostIrq(16)]
+    assert line.actions == ("ehci_hcd:usb1", "vfio-intx(0000:08:00.0)", "i801_smbus")
+    assert (line.per_cpu, line.count, line.chip) == ((3, 4), 7, "IO-APIC 16-fasteoi")
+
+
+def test_a_line_without_handlers_and_one_of_msix() -> None:
+    lines = parse_interrupts(TWO_CPUS)
+    assert lines[HostIrq(31)].actions == ()
+    assert lines[HostIrq(29)].chip == "PCI-MSIX-0000:00:01.0 1-edge"
+    assert sorted(lines) == [0, 16, 29, 31]
+
+
+def test_a_kernel_that_prints_the_trigger_in_its_own_column() -> None:
+    lines = parse_interrupts(SHOW_LEVEL)
+    assert lines[HostIrq(27)].actions == ("arch_timer",)
+    assert lines[HostIrq(50)].actions == ("a name with blanks",)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "\n", "CPU0\n 5:\n", "  CPU0 CPU1\n 5: 1\n", "  CPU0\n 5: -1 x\n", "no header\n 5: 1 x\n"]
+)
+def test_rows_that_make_no_sense_are_left_out(text: str) -> None:
+    assert parse_interrupts(text) == {}
+
+
+@given(st.text(max_size=300))
+def test_no_text_makes_the_parser_fail(text: str) -> None:
+    parse_interrupts("  CPU0  CPU1\n" + text)
+    parse_interrupts(text)
+
+
+def test_spurious_counts(tmp_path: Path) -> None:
+    tree = FakeTree(tmp_path)
+    tree.write("proc/irq/16/spurious", "count 99999\nunhandled 42\nlast_unhandled 4294668516 ms\n")
+    tree.write("proc/irq/17/spurious", "count 99999\n")
+    assert read_spurious(tree.root, HostIrq(16)).value == Spurious(99999, 42)
+    assert read_spurious(tree.root, HostIrq(17)).error == "not of the form 'count, unhandled, last_unhandled'"
+    assert read_spurious(tree.root, HostIrq(18)).error == "No such file or directory"
+
+
+def test_actions_and_counts(tmp_path: Path) -> None:
+    tree = FakeTree(tmp_path)
+    tree.interrupts(
+        {21: (7, "IO-APIC  21-fasteoi", "eth0, vfio-intx(0000:00:10.0)"), 22: (0, "IO-APIC  22-fasteoi", "")}
+    )
+    assert read_actions(tree.root, HostIrq(21)).value == ("eth0", "vfio-intx(0000:00:10.0)")
+    assert read_actions(tree.root, HostIrq(22)).value == ()
+    assert read_counts(tree.root, [HostIrq(21), HostIrq(99)]) == {HostIrq(21): 7}
+
+
+def test_a_configuration_space() -> None:
+    config = ConfigSpace(FakeFunction("0000:00:10.0", msi=True, msix=True, command=0x0507, status=0x0008).config())
+    assert (config.vendor, config.device, config.pin) == (0x8086, 0x100E, Pin.A)
+    assert config.intx_disabled
+    assert config.intx_asserted
+    assert [number for number, _ in config.capabilities()] == [0x05, 0x11]
+    assert not config.msi_enabled
+    assert ConfigSpace(FakeFunction("0000:00:10.0", msix=True, msi_enabled=True).config()).msi_enabled
+
+
+def test_all_ones_is_dead_and_has_no_pin_and_no_capabilities() -> None:
+    config = ConfigSpace(b"\xff" * 256)
+    assert config.is_dead
+    assert config.pin is None
+    assert config.capabilities() == ()
+
+
+def test_what_a_mere_user_sees_says_that_capabilities_are_unknown() -> None:
+    whole = FakeFunction("0000:00:10.0", msi=True).config()
+    assert not ConfigSpace(whole[:64]).has_capabilities
+    assert ConfigSpace(FakeFunction("0000:00:10.0").config()[:64]).has_capabilities
+
+
+@given(st.binary(min_size=64, max_size=256))
+def test_no_configuration_space_makes_the_decoder_fail_or_loop(raw: bytes) -> None:
+    config = ConfigSpace(raw)
+    assert len(config.capabilities()) <= 48
+    assert config.msi_enabled in (True, False)

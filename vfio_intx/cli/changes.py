@@ -1,0 +1,57 @@
+"""What ``bind``, ``unbind`` and ``restore`` have in common: their options, and how they tell what became of it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from vfio_intx.errors import RefusedError
+from vfio_intx.names import Bdf
+from vfio_intx.wiring.drivers import Outcome
+from vfio_intx.wiring.journal import Record, open_state, state_path
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """The function, ``--dry-run`` and ``--state-dir``."""
+    parser.add_argument("bdf", help="the PCI function, such as 0000:05:00.0")
+    parser.add_argument("--dry-run", action="store_true", help="print the exact writes and change nothing")
+    parser.add_argument(
+        "--state-dir", help="where first drivers are recorded (else VFIO_INTX_STATE, else /var/lib/vfio-intx)"
+    )
+
+
+def records_of(directory: Path, bdfs: Sequence[Bdf]) -> Mapping[Bdf, Record]:
+    """Our records of these functions, for a dry run: where there is no directory of ours, there are none.
+
+    :raise BadRecord: for one that cannot be trusted.
+    """
+    if not directory.exists():
+        return {}
+    try:
+        with open_state(directory) as state:
+            return {bdf: record for bdf in bdfs if (record := state.read(bdf)) is not None}
+    except RefusedError:
+        return {}  # somebody else's: a dry run by a mere user, who cannot see the records
+
+
+def state_directory(arguments: argparse.Namespace) -> Path:
+    """The state directory that the arguments or the environment name."""
+    return state_path(arguments.state_dir)
+
+
+def print_script(script: Iterable[str]) -> int:
+    """Print what a dry run found; exit status 0."""
+    lines = list(script)
+    print("\n".join(lines) if lines else "nothing to do")
+    return 0
+
+
+def print_outcomes(outcomes: Iterable[Outcome]) -> int:
+    """Print one line a function; exit status 0."""
+    for outcome in outcomes:
+        if outcome.writes:
+            print(f"{outcome.bdf}: {outcome.was} -> {outcome.now}")
+        else:
+            print(f"{outcome.bdf}: already so: {outcome.now}")
+    return 0

@@ -1,0 +1,25 @@
+"""``vfio-intx restore BDF``: bring a function back to its first driver, also after a crash of ours."""
+
+from __future__ import annotations
+
+import argparse
+
+from vfio_intx.cli.changes import add_common, print_outcomes, print_script, records_of, state_directory
+from vfio_intx.names import Bdf
+from vfio_intx.wiring.apply import LocalMachine, Machine
+from vfio_intx.wiring.drivers import Plan, plan_restore, restore
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    add_common(parser)
+
+
+def run(arguments: argparse.Namespace, machine: Machine | None = None) -> int:
+    """Restore, or print what restoring would write."""
+    machine = machine or LocalMachine()
+    bdf, directory = Bdf.parse(arguments.bdf), state_directory(arguments)
+    if arguments.dry_run:
+        change = plan_restore(machine, records_of(directory, [bdf]).get(bdf), bdf)
+        return print_script(Plan((), (change,)).script())
+    return print_outcomes([restore(machine, directory, bdf)])

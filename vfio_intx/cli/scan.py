@@ -1,0 +1,128 @@
+"""``vfio-intx scan``: every function with an INTx pin, and what would happen if it were given to a guest."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from vfio_intx.chain.fact import Fact
+from vfio_intx.cli.text import columns
+from vfio_intx.diagnose.prediction import Prediction, has_msi, predict
+from vfio_intx.host.pci import NO_GROUP
+from vfio_intx.host.root import HostRoot
+from vfio_intx.host.snapshot import Snapshot, take_snapshot
+from vfio_intx.names import Bdf
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    parser.add_argument("bdf", nargs="*", help="only these functions, with or without a pin")
+    parser.add_argument("--json", action="store_true", help="print vfio-intx/scan/1 instead of a table")
+
+
+def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
+    """Scan and print; 0 also where no function has a pin."""
+    wanted = [Bdf.parse(text) for text in arguments.bdf]
+    snapshot = take_snapshot(root or HostRoot())
+    chosen = [snapshot.function(bdf) for bdf in wanted] or [
+        function for function in snapshot.functions.values() if function.pin is not None and not function.is_bridge
+    ]
+    predictions = [predict(function, snapshot) for function in chosen]
+    if arguments.json:
+        from vfio_intx.cli.output import print_json
+
+        print_json("scan/1", payload(snapshot, predictions))
+    else:
+        print(table(snapshot, predictions))
+    return 0
+
+
+def payload(snapshot: Snapshot, predictions: Iterable[Prediction]) -> dict[str, object]:
+    """What ``--json`` prints, without the schema: a null stands for "unknown", its reason under ``unknown``."""
+    return {
+        "kernel": snapshot.kernel.release.value,
+        "iommu": snapshot.iommu.present,
+        "vfio_pci_loaded": snapshot.kernel.vfio_pci_loaded,
+        "functions": [_function_payload(snapshot, prediction) for prediction in predictions],
+    }
+
+
+def _function_payload(snapshot: Snapshot, prediction: Prediction) -> dict[str, object]:
+    function = prediction.function
+    group, line, msi = snapshot.group_of(function), snapshot.line_of(function), has_msi(function)
+    ids = function.ids.value
+    return {
+        "bdf": str(function.bdf),
+        "vendor": f"{ids.vendor:04x}" if ids else None,
+        "device": f"{ids.device:04x}" if ids else None,
+        "subsystem": f"{ids.subsystem_vendor:04x}:{ids.subsystem_device:04x}" if ids else None,
+        "class": f"{ids.class_code:06x}" if ids else None,
+        "pin": function.pin.name if function.pin else None,
+        "irq": function.intx_irq.value or None,
+        "interrupts": line.count if line else None,
+        "irq_users": list(prediction.handlers),
+        "irq_neighbours": [str(neighbour.bdf) for neighbour in prediction.neighbours],
+        "driver": function.driver.value or None,
+        "driver_override": function.override.value or None,
+        "iommu_group": group.number if group else None,
+        "group_members": [str(member) for member in group.members] if group else [],
+        "msi": msi[0] if msi else None,
+        "msix": msi[1] if msi else None,
+        "power_state": function.power.value,
+        "masking": {"verdict": prediction.verdict.masking.value, "why": prediction.verdict.why},
+        "ready": prediction.ready,
+        "outlook": list(prediction.outlook),
+        "unknown": unknown_facts(prediction),
+    }
+
+
+def unknown_facts(prediction: Prediction) -> Mapping[str, str]:
+    """For each fact of the function that could not be read: its source and why."""
+    function = prediction.function
+    facts: dict[str, Fact[Any]] = {
+        "ids": function.ids,
+        "driver": function.driver,
+        "driver_override": function.override,
+        "irq": function.intx_irq,
+        "config": function.config,
+        "iommu_group": function.group,
+        "power_state": function.power,
+    }
+    unknown = {name: f"{fact.source}: {fact.error}" for name, fact in facts.items() if not fact.is_known}
+    config = function.config.value
+    if config is not None and not config.has_capabilities:
+        unknown["msi"] = f"{function.config.source}: only root may read the capabilities"
+    return unknown
+
+
+def table(snapshot: Snapshot, predictions: Iterable[Prediction]) -> str:
+    """The scan for people: a row a function, and under it what would happen. Not a stable interface; --json is."""
+    rows: list[tuple[str, ...]] = [("FUNCTION", "IDS", "PIN", "IRQ", "COUNT", "DRIVER", "GROUP", "MSI", "MASKING")]
+    notes: list[tuple[str, ...]] = []
+    for prediction in predictions:
+        rows.append(_row(snapshot, prediction))
+        notes.append(prediction.outlook)
+    if not notes:
+        return "No function of this machine has an INTx pin."
+    head, *lines = columns(rows)
+    body = (f"{line}\n" + "\n".join(f"    {text}" for text in note) for line, note in zip(lines, notes, strict=True))
+    return "\n".join((head, *body))
+
+
+def _row(snapshot: Snapshot, prediction: Prediction) -> tuple[str, ...]:
+    function = prediction.function
+    line, msi = snapshot.line_of(function), has_msi(function)
+    group = function.group.value
+    kinds = "?" if msi is None else "+".join(name for name, there in zip(("MSI", "MSI-X"), msi, strict=True) if there)
+    return (
+        str(function.bdf),
+        str(function.ids.value or "?"),
+        function.pin.name if function.pin else "-",
+        str(function.intx_irq.value or "-") if function.intx_irq.is_known else "?",
+        str(line.count) if line else "-",
+        function.driver.value or "-" if function.driver.is_known else "?",
+        "?" if group is None else "-" if group == NO_GROUP else str(group),
+        kinds or "-",
+        prediction.verdict.masking.value,
+    )

@@ -1,0 +1,25 @@
+"""``vfio-intx unbind BDF``: take a function from vfio-pci and leave it without a driver."""
+
+from __future__ import annotations
+
+import argparse
+
+from vfio_intx.cli.changes import add_common, print_outcomes, print_script, records_of, state_directory
+from vfio_intx.names import Bdf
+from vfio_intx.wiring.apply import LocalMachine, Machine
+from vfio_intx.wiring.drivers import Plan, plan_unbind, unbind
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    add_common(parser)
+
+
+def run(arguments: argparse.Namespace, machine: Machine | None = None) -> int:
+    """Unbind, or print what unbinding would write."""
+    machine = machine or LocalMachine()
+    bdf, directory = Bdf.parse(arguments.bdf), state_directory(arguments)
+    if arguments.dry_run:
+        change = plan_unbind(machine, records_of(directory, [bdf]).get(bdf), bdf)
+        return print_script(Plan((), (change,)).script())
+    return print_outcomes([unbind(machine, directory, bdf)])

@@ -1,0 +1,1 @@
+"""Conclusions from facts: pure functions that predict, explain and name what mends it."""
