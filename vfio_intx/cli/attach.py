@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from vfio_intx.cli.vm import add_timeout_argument, add_vm_arguments, open_vm, parse_seconds
+from vfio_intx.host.root import HostRoot
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,11 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print vfio-intx/attach/1 for programs")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
     """Attach; 0 also where the scheme is not proven yet, because no interrupt has come."""
     from vfio_intx.chain.scheme import Scheme
     from vfio_intx.cli.output import print_json
-    from vfio_intx.host.root import HostRoot
     from vfio_intx.names import Bdf
     from vfio_intx.qemu.guestpci import parse_device_id
     from vfio_intx.wiring.attach import Request, attach, plan
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         prove_s=arguments.prove,
     )
     require_root()
-    root = HostRoot()
+    root = root or HostRoot()
     with open_vm(arguments, root) as monitor:
         if arguments.dry_run:
             planned = plan(request, monitor, root)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from vfio_intx.cli.vm import add_timeout_argument, add_vm_arguments, open_vm
+from vfio_intx.host.root import HostRoot
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,17 +17,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print vfio-intx/detach/1 for programs")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
     """Detach; 0 also where the VM did not have the function."""
     from vfio_intx.cli.output import print_json
-    from vfio_intx.host.root import HostRoot
     from vfio_intx.names import Bdf
     from vfio_intx.wiring.detach import detach, detach_command
     from vfio_intx.wiring.ready import require_root
 
     bdf = Bdf.parse(arguments.bdf)
     require_root()
-    root = HostRoot()
+    root = root or HostRoot()
     with open_vm(arguments, root) as monitor:
         if arguments.dry_run:
             print(detach_command(monitor, bdf) or f"{bdf} is not in this VM: nothing to do")

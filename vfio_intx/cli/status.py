@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from vfio_intx.cli.vm import add_timeout_argument, add_vm_arguments, names_vm, open_monitor, parse_seconds
+from vfio_intx.host.root import HostRoot
 
 if TYPE_CHECKING:
     from vfio_intx.observe.status import VmStatus
@@ -25,13 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print vfio-intx/status/1 for programs")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
     """Print what runs; 0 also where some VM could not be asked, which the output says."""
     from vfio_intx.cli.output import print_json
-    from vfio_intx.host.root import HostRoot
     from vfio_intx.observe.status import gather, gather_one
 
-    root = HostRoot()
+    root = root or HostRoot()
     if names_vm(arguments):
         vms: tuple[VmStatus, ...] = (
             gather_one(root, lambda: open_monitor(arguments, root), interval_s=arguments.interval),
