@@ -1,4 +1,4 @@
-"""What came out of a lab: the status file and the console are a machine's words and are checked before being believed."""
+"""What came out of a lab: its status file and console are a stranger's words, checked before they are believed."""
 
 from __future__ import annotations
 

@@ -113,8 +113,8 @@ class LabSpec:
 
     :ivar kernel: a name of :data:`vfio_intx.lab.kernels.NAMES`.
     :ivar cards: in the order QEMU makes them; a bridge before what sits behind it.
-    :ivar cpus: leave it at 1: under TCG two vCPUs race while the kernel patches its own code, and L1 dies of it. Where a
-        scenario needs two, it holds an idle VM open from start to end.
+    :ivar cpus: leave it at 1: under TCG two vCPUs race while the kernel patches its own code, and L1 dies of it;
+        where a scenario needs two, it holds an idle VM open from start to end.
     :ivar kernel_arguments: words added to L1's command line.
     """
 

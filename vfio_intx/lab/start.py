@@ -21,8 +21,8 @@ MACHINE_TAG = "vfio-intx-machine"
 #: Files in the results folder.
 STARTED, OUTPUT, STATUS, OUTER, INNER = "started", "output", "status", "outer.sh", "inner.sh"
 
-#: A root of our own: the machine's files once more, this time with the guest's page cache (virtme-ng mounts them without
-#: one, so that each component of each path is asked for anew: importing pytest took 9 s), under an overlay in memory.
+#: A root of our own: the machine's files once more, this time with the guest's page cache, under an overlay in memory.
+#: (virtme-ng mounts them without one, so that each component of each path is asked for anew: importing pytest took 9 s)
 _ROOT = """\
 lab=/run/vfio-intx-lab
 root=$lab/root
@@ -34,6 +34,7 @@ for folder in run tmp var/tmp var/log var/lib/vfio-intx; do
     mkdir -p $root/$folder
     mount -t tmpfs -o mode=1777 tmpfs $root/$folder
 done
+chmod 0700 $root/var/lib/vfio-intx
 for folder in {folders}; do
     # What lies under one of the folders just emptied is shown again.
     [ -e "$root$folder" ] || {{ mkdir -p "$root$folder"; mount --bind "$lab/machine$folder" "$root$folder"; }}

@@ -1,4 +1,4 @@
-"""The lab itself: L1 comes up with its groups, a guest boots, a card is hot-plugged through vfio-pci and answers pings."""
+"""The lab itself: L1 comes up, a guest boots, a card is hot-plugged through vfio-pci and answers pings."""
 
 from __future__ import annotations
 

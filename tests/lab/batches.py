@@ -1,0 +1,154 @@
+"""Tests that run inside L1: gathered here, run by pytest in one boot a lab, reported here under their own names.
+
+In L1 each report is written to a file as it is made, so that a lab that dies in the middle loses only what had not run.
+A lost lab is an error of its own kind ("LAB LOST"), never the failure of a test.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.lab.specs import SPECS
+from vfio_intx.deadline import Deadline
+from vfio_intx.errors import LabLost, VfioIntxError
+from vfio_intx.lab.play import results_folder
+from vfio_intx.lab.run import INSIDE, run_in_lab
+
+#: Set in L1: the file that reports are written to.
+REPORTS = "VFIO_INTX_TEST_REPORTS"
+
+BOOT_S = 300.0
+TEST_S = 90.0
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Tests of one key share a lab."""
+
+    spec: str
+    kernel: str
+
+
+@dataclass(slots=True)
+class Batch:
+    """The tests of one lab. ``reports`` are what L1 sent, by test; ``lost`` says why some have none."""
+
+    key: Key
+    items: list[pytest.Item] = field(default_factory=list)
+    reports: dict[str, list[pytest.TestReport]] = field(default_factory=dict)
+    lost: str | None = None
+    ran: bool = False
+
+
+def inside_l1() -> bool:
+    """Whether this very process runs in L1."""
+    return bool(os.environ.get(INSIDE))
+
+
+def key_of(item: pytest.Item) -> Key:
+    """The lab that *item* asks for: ``@pytest.mark.l1(spec="default", kernel="6.12")``."""
+    marker = item.get_closest_marker("l1")
+    asked = {} if marker is None else dict(marker.kwargs)
+    name = str(asked.pop("spec", "default"))
+    if name not in SPECS:
+        raise pytest.UsageError(f"{item.nodeid}: there is no lab spec {name!r}, only {', '.join(SPECS)}")
+    kernel = str(asked.pop("kernel", SPECS[name].kernel))
+    if asked or (marker is not None and marker.args):
+        raise pytest.UsageError(f"{item.nodeid}: the marker l1 takes spec= and kernel=")
+    return Key(name, kernel)
+
+
+def gather(items: Sequence[pytest.Item]) -> dict[str, Batch]:
+    """Test id -> the batch it belongs to."""
+    batches: dict[Key, Batch] = {}
+    table = {}
+    for item in items:
+        batch = batches.setdefault(key_of(item), Batch(key_of(item)))
+        batch.items.append(item)
+        table[item.nodeid] = batch
+    return table
+
+
+def run(batch: Batch, config: pytest.Config, say: Callable[[str], None]) -> None:
+    """Boot the batch's lab and run its tests in it; fills ``reports`` and, where some are missing, ``lost``."""
+    batch.ran = True
+    results_dir = results_folder()
+    names = results_dir / "tests"
+    names.write_text("".join(f"{item.nodeid}\n" for item in batch.items), "utf-8")
+    spec = dataclasses.replace(SPECS[batch.key.spec], kernel=batch.key.kernel)
+    reports = results_dir / "reports.jsonl"
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        f"--rootdir={config.rootpath}",
+        f"@{names}",
+    ]
+    deadline = Deadline.after(f"lab tests, spec {batch.key.spec}", BOOT_S + TEST_S * len(batch.items))
+    say(f"booting the lab for {len(batch.items)} tests (spec {batch.key.spec}, kernel {batch.key.kernel})")
+    begun = time.monotonic()
+
+    def progress(line: str) -> None:
+        say(f"[{time.monotonic() - begun:6.1f} s] {line}")
+
+    try:
+        run_in_lab(spec, command, results_dir, deadline, progress, {REPORTS: str(reports)})
+    except LabLost as error:
+        batch.lost = "\n".join([f"LAB LOST: {error}", *getattr(error, "__notes__", ()), f"kept: {results_dir}"])
+    except VfioIntxError as error:
+        batch.lost = f"LAB LOST: it could not be booted: {error}" + (f"\n  try: {error.hint}" if error.hint else "")
+    batch.reports = read_reports(reports, config)
+    if batch.lost is None and len(batch.reports) < len(batch.items):
+        batch.lost = f"LAB LOST: pytest in L1 said nothing of this test; its output is {results_dir}/output"
+    if any(report.failed for found in batch.reports.values() for report in found) or batch.lost:
+        say(f"kept for inspection: {results_dir}")
+    else:
+        for path in sorted(results_dir.rglob("*"), reverse=True):
+            path.unlink() if not path.is_dir() else path.rmdir()
+        results_dir.rmdir()
+
+
+def read_reports(path: Path, config: pytest.Config) -> dict[str, list[pytest.TestReport]]:
+    """Test id -> its reports (setup, call, teardown), for tests that came to their end; a torn last line is dropped."""
+    found: dict[str, list[pytest.TestReport]] = {}
+    for data in _lines(path):
+        report = config.hook.pytest_report_from_serializable(config=config, data=data)
+        if isinstance(report, pytest.TestReport):
+            found.setdefault(report.nodeid, []).append(report)
+    return {name: reports for name, reports in found.items() if reports[-1].when == "teardown"}
+
+
+def _lines(path: Path) -> Iterator[dict[str, object]]:
+    if not path.exists():
+        return
+    for line in path.read_bytes().splitlines():
+        try:
+            data = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(data, dict):
+            yield data
+
+
+def write_report(report: pytest.TestReport, config: pytest.Config) -> None:
+    """In L1: append one report to the file that the machine reads."""
+    data = config.hook.pytest_report_to_serializable(config=config, report=report)
+    with Path(os.environ[REPORTS]).open("ab") as file:
+        file.write(json.dumps(data).encode() + b"\n")
+
+
+def lost_report(item: pytest.Item, why: str) -> pytest.TestReport:
+    """The report of a test that a lost lab took with it: an error before the test, not a failure of it."""
+    return pytest.TestReport(item.nodeid, item.location, {}, "failed", why, "setup", duration=0.0)

@@ -1,0 +1,162 @@
+"""Real traffic through a passed-through card: pings through a NIC, lines through a serial card, counted at both ends.
+
+Traffic runs in batches until it is told to stop, so nothing is in flight when the counts are taken: whatever was sent
+and did not come back is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from vfio_intx.deadline import Deadline
+from vfio_intx.errors import LabLost, VerifyError
+from vfio_intx.lab.guests import Guest
+from vfio_intx.lab.spec import UserNetwork, socket_path
+
+_PINGED = re.compile(r"([0-9]+) packets transmitted, ([0-9]+) packets received")
+_LINES = re.compile(r"sent ([0-9]+) received ([0-9]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What went through a card in one run, in *unit*s (``pings``, ``bytes``)."""
+
+    sent: int
+    received: int
+    unit: str
+
+
+class Traffic(Protocol):
+    """Traffic through one card of one guest: prepare once, then start and stop as often as wanted."""
+
+    name: str
+    #: The word by which ``/proc/interrupts`` of the guest names the card's handler; set by :meth:`prepare`.
+    handler: str
+
+    def prepare(self, guest: Guest) -> None:
+        """Have the guest's driver take the card. :raise VerifyError: if it does not."""
+
+    def start(self, guest: Guest) -> None:
+        """Begin to send in the background of the guest."""
+
+    def stop(self, guest: Guest) -> Carried:
+        """Let the last batch end; what went through since the start."""
+
+
+def _start_loop(guest: Guest, name: str, body: str) -> None:
+    """Run *body* over and over in the guest until :func:`_stop_loop`."""
+    guest.check(f"rm -f /tmp/{name}.stop /tmp/{name}.done")
+    script = f"while [ ! -e /tmp/{name}.stop ]; do {body}\ndone\ntouch /tmp/{name}.done"
+    guest.check(f"cat > /tmp/{name}.sh <<'SCRIPT'\n{script}\nSCRIPT\nsh /tmp/{name}.sh > /tmp/{name}.log 2>&1 &")
+
+
+def _stop_loop(guest: Guest, name: str) -> str:
+    """Stop that loop after its current turn; what it has printed."""
+    guest.check(f"touch /tmp/{name}.stop")
+    guest.check(f"for i in $(seq 400); do [ -e /tmp/{name}.done ] && exit 0; sleep 0.05; done; exit 1")
+    return guest.check(f"cat /tmp/{name}.log")
+
+
+class Pings:
+    """ICMP echo to the gateway of a card's network."""
+
+    def __init__(self, network: UserNetwork) -> None:
+        self._network = network
+        self.name = "pings"
+        self.handler = "eth"
+
+    def prepare(self, guest: Guest) -> None:
+        """See :meth:`Traffic.prepare`."""
+        guest.load("e1000")
+        self.handler = interface = guest.wait_interface()
+        guest.check(f"ip addr add {self._network.address} dev {interface} && ip link set {interface} up")
+
+    def start(self, guest: Guest) -> None:
+        """See :meth:`Traffic.start`."""
+        _start_loop(guest, self.name, f"ping -c 10 -i 0.03 -W 5 {self._network.gateway}")
+
+    def stop(self, guest: Guest) -> Carried:
+        """See :meth:`Traffic.stop`."""
+        counts = _PINGED.findall(_stop_loop(guest, self.name))
+        return Carried(sum(int(sent) for sent, _ in counts), sum(int(received) for _, received in counts), "pings")
+
+
+class SerialLines:
+    """Lines through a serial card; :func:`answering` at the other end sends each back in capitals."""
+
+    def __init__(self) -> None:
+        self.name = "lines"
+        self.handler = "ttyS"
+
+    def prepare(self, guest: Guest) -> None:
+        """See :meth:`Traffic.prepare`. The port of a PCI card is the one whose device lies below the PCI bus."""
+        find = "readlink -f /sys/class/tty/ttyS* | grep /pci0000:00/0000:00:[0-9a-f.]*/ | grep -v /pnp | sed s,.*/,,"
+        guest.check(f"for i in $(seq 200); do {find} | grep -q . && exit 0; sleep 0.05; done; exit 1")
+        self.handler = guest.check(f"{find} | head -n 1").strip()
+        guest.check(f"stty -F /dev/{self.handler} raw -echo 115200")
+
+    def start(self, guest: Guest) -> None:
+        """See :meth:`Traffic.start`."""
+        body = f"""
+            [ -n "$n" ] || {{ exec 3<> /dev/{self.handler}; n=0; sent=0; received=0; }}
+            n=$((n + 1)); line="a line of text, number $n"; answer=
+            echo "$line" >&3
+            sent=$((sent + ${{#line}} + 1))
+            read -r -t 5 answer <&3
+            [ "$answer" = "$(echo "$line" | tr a-z A-Z)" ] && received=$((received + ${{#answer}} + 1))
+            echo "sent $sent received $received" > /tmp/{self.name}.count"""
+        guest.check(f"rm -f /tmp/{self.name}.count")
+        _start_loop(guest, self.name, body)
+
+    def stop(self, guest: Guest) -> Carried:
+        """See :meth:`Traffic.stop`."""
+        log = _stop_loop(guest, self.name)
+        match = _LINES.search(guest.check(f"cat /tmp/{self.name}.count"))
+        if match is None:
+            raise VerifyError(f"the guest's serial traffic left no count: {log[-300:]}")
+        return Carried(int(match[1]), int(match[2]), "bytes")
+
+
+@contextlib.contextmanager
+def answering(results_dir: Path, name: str) -> Iterator[None]:
+    """Outside of the lab: hold the other end of a serial line while the block runs, and answer each line in capitals."""
+    path = socket_path(results_dir, name)
+    stopped = threading.Event()
+    thread = threading.Thread(target=_answer, args=(path, stopped), name=f"outside-{name}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join(5)
+
+
+def _answer(path: Path, stopped: threading.Event) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
+
+        def connected() -> bool:
+            with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+                line.connect(str(path))
+                return True
+            return stopped.is_set()
+
+        if not Deadline.after("the serial card's socket", 120).poll(connected):
+            raise LabLost(f"QEMU never opened {path}")
+        line.settimeout(0.2)
+        while not stopped.is_set():
+            try:
+                data = line.recv(4096)
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+            if not data:
+                return
+            line.sendall(data.upper())
