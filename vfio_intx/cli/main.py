@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "attach": ("attach", "add a function to a running VM with a scheme, and verify what came out"),
     "detach": ("detach", "take a function out of a running VM"),
     "status": ("status", "lines in running VMs: scheme, proof, counters"),
+    "trace": ("trace", "time every stage of every interrupt of one line"),
     "lab": ("lab", "the nested host: run a scenario in it, list them, or a shell"),
 }
 

@@ -1,0 +1,311 @@
+"""Events to spans: one span for each interrupt that was injected, and a count of all that is not so simple.
+
+:class:`Joiner` is a pure state machine. It is fed the events of one line in the order of time and gives out a
+:class:`Span` when an interrupt is over: the guest has acknowledged it and its level was dropped. What tells the schemes
+apart is in the events themselves:
+
+=============  ========================================  =====================================  ======================
+scheme         raised by                                 lowered by                             over when
+=============  ========================================  =====================================  ======================
+irqfd          ``kvm_set_irq`` source 1, a kworker       source 1, at the acknowledge           acknowledged, lowered
+ack-eventfd    source 0, a thread of the VM's process    source 0, the same process             acknowledged, lowered
+trap           source 0, a thread of the VM's process    source 0, a vCPU after a trapped exit  acknowledged, lowered
+split          ``kvm_msi_set_irq`` with the level bit    nobody: it is a message                KVM_EXIT_IOAPIC_EOI
+edge           source 0, a kworker                       source 0, the same kworker, at once    acknowledged, lowered
+=============  ========================================  =====================================  ======================
+
+In ``trap`` the level is often lowered before the guest's EOI, and the next interrupt may be raised before the EOI of
+the last: so more than one span can be open, and each keeps its milestones in whatever order they came.
+
+Nothing is smoothed away: what cannot be made into a whole span is an anomaly, with its time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from vfio_intx.abi.tracepoints import Event
+from vfio_intx.observe.events import LOST, Kind, Target
+from vfio_intx.observe.span import (
+    SOURCE_MSI,
+    SOURCE_RESAMPLE,
+    SOURCE_USERSPACE,
+    Anomaly,
+    Handler,
+    Oddity,
+    Span,
+)
+
+_ENTRY_MASKED = 1 << 16
+_EXIT_MMIO, _EXIT_IOAPIC_EOI = 6, 26
+#: Anomalies kept with their time, of each kind; the rest is only counted.
+KEPT_OF_A_KIND = 100
+
+
+class Joiner:
+    """Joins the events of one line. Feed it events sorted by time; take the finished spans from :attr:`done`.
+
+    :ivar done: finished spans, in the order they finished; the caller empties it.
+    :ivar counts: every oddity ever seen.
+    :ivar anomalies: the first hundred of each, with their times.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self._threads = frozenset(target.threads)
+        self._has_host = target.irq is not None
+        self.done: list[Span] = []
+        self.counts: Counter[Oddity] = Counter()
+        self.anomalies: list[Anomaly] = []
+        self.injected = 0
+        self.handled = 0
+        self._open: list[Span] = []
+        self._handler: Handler | None = None
+        self._running: Handler | None = None
+        self._synced = False
+        self._message_vector: int | None = None
+        self._trapped: dict[int, int] = {}
+        self._last = 0
+        self._act = {
+            Kind.SET_IRQ: self._set_irq,
+            Kind.IOAPIC: self._ioapic,
+            Kind.PIC: self._pic,
+            Kind.MSI: self._message,
+            Kind.ACCEPT: self._accept,
+            Kind.INJECT_VECTOR: self._inject_vector,
+            Kind.EOI: self._eoi,
+            Kind.ACK: self._ack,
+            Kind.USERSPACE_EXIT: self._userspace_exit,
+            Kind.HOST_ENTRY: self._host_entry,
+            Kind.HOST_EXIT: self._host_exit,
+            Kind.WAKING: self._waking,
+            Kind.QUEUE_WORK: self._queue_work,
+            LOST: self._lost,
+        }
+
+    def feed(self, events: Iterable[Event]) -> None:
+        """Join *events*, which are sorted by time. Of a kind that is not known: passed over."""
+        act = self._act
+        last = self._last
+        for time, kind, cpu, pid, a, b, c in events:
+            if time < last:
+                self._note(Oddity.LATE, time, f"{(last - time) / 1000:.1f} us older than the one before it")
+            else:
+                last = time
+            act[kind](time, cpu, pid, a, b, c)
+        self._last = last
+
+    def finish(self) -> None:
+        """The recording is over: what is still open is counted as unfinished."""
+        for span in self._open:
+            if span.masked and not span.ack:
+                self._odd(span, Oddity.MASKED, span.masked, "the guest has the pin masked")
+            self._note(Oddity.UNFINISHED, span.inject, f"interrupt {span.number} {_missing(span)}")
+        self._open.clear()
+
+    def _note(self, oddity: Oddity, time: int, detail: str) -> None:
+        self.counts[oddity] += 1
+        if self.counts[oddity] <= KEPT_OF_A_KIND:
+            self.anomalies.append(Anomaly(oddity, time, detail))
+
+    def _odd(self, span: Span, oddity: Oddity, time: int, detail: str) -> None:
+        span.mark(oddity)
+        self._note(oddity, time, f"interrupt {span.number}: {detail}")
+
+    # The host's side
+
+    def _host_entry(self, time: int, cpu: int, pid: int, irq: int, _b: int, _c: int) -> None:
+        waiting = self._handler
+        if waiting is not None and self._synced:
+            self._note(Oddity.NOT_INJECTED, waiting.entry, "the host's handler ran, no injection followed")
+        self._handler = self._running = Handler(time, cpu)
+
+    def _host_exit(self, time: int, cpu: int, pid: int, irq: int, verdict: int, _c: int) -> None:
+        running = self._running
+        if running is None or running.cpu != cpu:
+            return
+        running.exit = time
+        self._running = None
+        if verdict:
+            self.handled += 1
+        elif running is self._handler:
+            self._handler = None
+            self._note(Oddity.UNHANDLED, time, "the handler answered that the interrupt is not its device's")
+
+    def _waking(self, time: int, cpu: int, pid: int, woken: int, _b: int, _c: int) -> None:
+        running = self._running
+        if running is not None and running.cpu == cpu:
+            running.trigger = running.trigger or time
+            running.woken += 1
+
+    def _queue_work(self, time: int, cpu: int, pid: int, _a: int, _b: int, _c: int) -> None:
+        running = self._running
+        if running is not None and running.cpu == cpu:
+            running.trigger = running.trigger or time
+
+    # Up
+
+    def _set_irq(self, time: int, cpu: int, pid: int, gsi: int, level: int, source: int) -> None:
+        if not level:
+            self._lower(time, pid, source)
+            return
+        spans = self._open
+        if spans and not spans[-1].drop and spans[-1].source != SOURCE_MSI:
+            self._odd(spans[-1], Oddity.MERGED, time, "the level was raised again while it was up")
+            self._handler = None
+            return
+        self._raise(time, cpu, pid, source)
+
+    def _raise(self, time: int, cpu: int, pid: int, source: int) -> Span:
+        self.injected += 1
+        span = Span(self.injected, time, source, cpu, pid, self._handler)
+        span.by_process = source == SOURCE_USERSPACE and pid in self._threads
+        self._handler = None
+        self._synced = True
+        self._open.append(span)
+        return span
+
+    def _ioapic(self, time: int, cpu: int, pid: int, entry: int, pin: int, coalesced: int) -> None:
+        span = self._rising(pid)
+        if span is None:
+            return
+        span.route = span.route or time
+        span.vector = entry & 0xFF
+        if entry & _ENTRY_MASKED:
+            span.masked = time
+        elif coalesced:
+            self._odd(span, Oddity.COALESCED, time, f"pin {pin} had one pending already")
+
+    def _pic(self, time: int, cpu: int, pid: int, pin: int, mask: int, coalesced: int) -> None:
+        # Both chips hear of a GSI below 16; a pin masked at the PIC is normal where the IOAPIC is used.
+        span = self._rising(pid)
+        if span is not None and not mask >> pin & 1:
+            span.route = span.route or time
+            span.masked = 0
+
+    def _rising(self, pid: int) -> Span | None:
+        """The span whose injection the thread *pid* is in the middle of."""
+        if self._open:
+            span = self._open[-1]
+            if span.pid == pid and not span.drop and not span.eoi:
+                return span
+        return None
+
+    def _message(self, time: int, cpu: int, pid: int, address: int, data: int, _c: int) -> None:
+        vector = data & 0xFF
+        rising = self._rising(pid)
+        if rising is not None and not rising.route and rising.source != SOURCE_MSI:
+            rising.route, rising.vector, rising.source = time, vector, SOURCE_MSI
+            return
+        running = self._running
+        in_handler = running is not None and running.cpu == cpu and running is self._handler
+        by_process = not self._has_host and pid in self._threads and self._message_vector in (None, vector)
+        if in_handler or by_process:
+            self._message_vector = vector
+            span = self._raise(time, cpu, pid, SOURCE_MSI)
+            span.vector = vector
+            span.by_process = by_process
+
+    def _accept(self, time: int, cpu: int, pid: int, apic: int, vector: int, _c: int) -> None:
+        span = self._rising(pid)
+        if span is not None:
+            if not span.route:
+                span.route, span.vector = time, vector
+            return
+        if self._threads and pid not in self._threads:
+            return  # an injection into another VM: a repeated delivery is made by the vCPU that sent the EOI
+        for span in self._open:
+            if span.vector == vector and span.ack and not span.drop:
+                self._odd(span, Oddity.REPEATED, time, "delivered again, the level was still up at the EOI")
+
+    def _inject_vector(self, time: int, cpu: int, pid: int, vector: int, _b: int, _c: int) -> None:
+        for span in self._open:
+            if span.vector == vector and not span.deliver and not span.ack:
+                span.deliver = time
+                return
+
+    # Down
+
+    def _eoi(self, time: int, cpu: int, pid: int, apic: int, vector: int, _c: int) -> None:
+        for span in self._open:
+            if span.vector == vector and not span.eoi:
+                span.eoi = time
+                return
+
+    def _ack(self, time: int, cpu: int, pid: int, chip: int, pin: int, _c: int) -> None:
+        if self._threads and pid not in self._threads:
+            self._foreign(time, pid)
+            return
+        for span in self._open:
+            if not span.ack:
+                span.ack, span.vcpu = time, pid
+                if span.drop:
+                    self._over(span)
+                return
+        if self._synced and not self._open:
+            self._note(Oddity.ORPHAN_ACK, time, f"thread {pid} acknowledged pin {pin} without an injection")
+
+    def _foreign(self, time: int, pid: int) -> None:
+        self._note(Oddity.FOREIGN, time, f"thread {pid} of another VM acknowledged the same GSI")
+        span = self._open[-1] if self._open else None
+        if span is None or span.drop or span.source == SOURCE_MSI:
+            return
+        if span.oddities and Oddity.MERGED in span.oddities:
+            self._odd(span, Oddity.AMBIGUOUS, time, "two VMs raised the same GSI at once")
+        elif span.source == SOURCE_RESAMPLE and not span.ack:
+            # Nobody of ours had raised it: the injection was the other VM's.
+            self._open.pop()
+            self.injected -= 1
+            self._handler = span.handler
+
+    def _lower(self, time: int, pid: int, source: int) -> None:
+        if source == SOURCE_RESAMPLE and self._threads and pid not in self._threads and self._foreign_lowers(pid):
+            return
+        for span in self._open:
+            if not span.drop and span.source != SOURCE_MSI:
+                span.drop, span.lowered_by = time, source
+                if source == SOURCE_USERSPACE:
+                    trapped = self._trapped.get(pid, 0)
+                    span.handle = trapped if trapped > span.inject else 0
+                if span.ack:
+                    self._over(span)
+                return
+
+    def _foreign_lowers(self, pid: int) -> bool:
+        # A resampler that is shut down lowers from a thread of its process; a foreign vCPU's lowering follows its ack.
+        return not self._open or not self._open[-1].ack
+
+    def _userspace_exit(self, time: int, cpu: int, pid: int, reason: int, _b: int, _c: int) -> None:
+        if reason == _EXIT_MMIO:
+            self._trapped[pid] = time
+            return
+        for span in self._open:
+            if span.source == SOURCE_MSI and span.eoi and not span.ack:
+                span.ack, span.vcpu = time, pid
+                span.exits += 1
+                self._over(span)
+                return
+
+    def _over(self, span: Span) -> None:
+        if span.masked:
+            self._odd(span, Oddity.MASKED, span.masked, "the guest had the pin masked")
+        self._open.remove(span)
+        self.done.append(span)
+
+    def _lost(self, time: int, cpu: int, pid: int, missed: int, damaged: int, _c: int) -> None:
+        many = "an unknown number of events" if missed < 0 else f"{missed} events"
+        if damaged:
+            self._note(Oddity.DAMAGED, time, f"a page of CPU {cpu} contradicts itself")
+        if missed:
+            self._note(Oddity.LOST_EVENTS, time, f"{many} lost on CPU {cpu}")
+        for span in self._open:
+            self._note(Oddity.TORN, span.inject, f"interrupt {span.number} was cut by lost events")
+        self._open.clear()
+        self._handler = self._running = None
+        self._synced = False
+
+
+def _missing(span: Span) -> str:
+    if not span.ack:
+        return "was not acknowledged"
+    return "kept its level"

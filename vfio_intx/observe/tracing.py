@@ -1,0 +1,344 @@
+"""One private tracefs instance for one run: made, filled with filtered events, drained page by page, always removed.
+
+A tracefs instance outlives its maker. So its name is the record of its owner: ``vfio-intx-PID-START-NAMESPACE-N``, with
+the process's start time (clock ticks since boot) and its pid namespace, made in the one step that makes the instance.
+The next run removes those whose owner no longer lives (:func:`sweep`). A second guard is the kernel's: an instance that
+somebody has open cannot be removed.
+
+The global buffer and its settings are never written to. Enabling an event in an instance does not enable it elsewhere.
+
+Sources: ``Documentation/trace/ftrace.rst`` (instances), ``Documentation/trace/events.rst`` (filters),
+``kernel/trace/trace.c`` (``instance_rmdir``, ``tracing_buffers_read``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vfio_intx.abi.tracepoints import (
+    CpuStatistics,
+    Event,
+    PageDecoder,
+    Wanted,
+    parse_format,
+    parse_header_event,
+    parse_header_page,
+    parse_statistics,
+)
+from vfio_intx.deadline import Deadline
+from vfio_intx.errors import KernelError, MissingError, VerifyError
+from vfio_intx.host.root import HostRoot, read_text
+from vfio_intx.observe.events import LOST, Enable
+
+#: The clock of every instance of ours: the same as :func:`time.monotonic_ns`, so that a moment of our own can be
+#: compared with an event's, and one clock for all CPUs, unlike the default ``local``.
+CLOCK = "mono"
+
+_NAME = re.compile(r"vfio-intx-([1-9][0-9]{0,9})-([0-9]{1,20})-([0-9]{1,20})-([0-9]{1,10})", re.ASCII)
+_CPU = re.compile(r"cpu([0-9]{1,5})", re.ASCII)
+_PAGE = 4096
+_REMOVE_S = 5.0
+_serial = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A process that can be told from a later one of the same number.
+
+    :ivar start: its start time in clock ticks since boot (``/proc/PID/stat``, field 22).
+    :ivar namespace: the inode of its pid namespace: a number means nothing in another one.
+    """
+
+    pid: int
+    start: int
+    namespace: int
+
+
+def read_start(root: HostRoot, pid: int) -> int | None:
+    """When process *pid* started, in clock ticks since boot; None if there is no such process."""
+    stat = read_text(root.at("proc", str(pid), "stat"), root=root).value
+    # The second field is the command in parentheses, and may itself hold blanks and parentheses.
+    fields = stat.rpartition(")")[2].split() if stat else []
+    return int(fields[19]) if len(fields) > 19 and fields[19].isdigit() else None
+
+
+def _namespace(root: HostRoot) -> int:
+    try:
+        return root.at("proc/self/ns/pid").stat().st_ino
+    except OSError:
+        return 0
+
+
+def find_tracefs(root: HostRoot) -> Path:
+    """Where tracefs is mounted. :raise MissingError: nowhere. :raise KernelError: we may not look."""
+    for parts in ("sys/kernel/tracing", "sys/kernel/debug/tracing"):
+        place = root.at(parts)
+        try:
+            if (place / "instances").is_dir():
+                return place
+        except PermissionError as error:
+            raise KernelError(
+                "open", f"/{parts}", error.errno or 0, hint="tracing needs root: run with sudo"
+            ) from error
+    if os.geteuid() != 0:
+        raise KernelError("open", "/sys/kernel/tracing", errno.EACCES, hint="tracing needs root: run with sudo")
+    raise MissingError(
+        "tracefs is not mounted", hint="mount -t tracefs nodev /sys/kernel/tracing (a kernel with CONFIG_FTRACE has it)"
+    )
+
+
+def sweep(root: HostRoot) -> list[str]:
+    """Remove the instances of ours whose owner no longer lives; their names. Those that will not go stay, silently.
+
+    An instance of another pid namespace is left alone: whether its owner lives cannot be seen from here.
+    """
+    instances = find_tracefs(root) / "instances"
+    here = _namespace(root)
+    swept = []
+    for name in sorted(instance.name for instance in instances.iterdir()):
+        match = _NAME.fullmatch(name)
+        if match is None or int(match[3]) != here or read_start(root, int(match[1])) == int(match[2]):
+            continue
+        with contextlib.suppress(OSError):
+            _remove(instances / name)
+            swept.append(name)
+    return swept
+
+
+def _remove(instance: Path) -> None:
+    """Switch everything off, then rmdir. :raise OSError: EBUSY while somebody holds it open past the deadline."""
+    for file in ("tracing_on", "events/enable"):
+        with contextlib.suppress(FileNotFoundError):
+            (instance / file).write_text("0")
+    deadline = Deadline.after("tracefs instance removed", _REMOVE_S)
+
+    def gone() -> bool:
+        try:
+            instance.rmdir()
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            # A reader in another thread of the kernel (a splice, an event being switched off) holds it for a moment.
+            if error.errno == errno.EBUSY and not deadline.passed():
+                return False
+            raise
+        return True
+
+    deadline.poll(gone)
+
+
+def _lockdown(root: HostRoot) -> str | None:
+    """The kernel's lockdown mode if it forbids tracing, else None."""
+    modes = read_text(root.at("sys/kernel/security/lockdown"), root=root).get("")
+    return "confidentiality" if "[confidentiality]" in modes else None
+
+
+class Instance:
+    """A private instance; a context manager. Nothing is recorded before :meth:`start`.
+
+    :ivar name: its name below ``instances``.
+    :ivar missed: events that pages said were lost; the kernel's own count is in :meth:`statistics`.
+    :ivar damaged: pages that contradicted themselves.
+    :ivar size_kb: of the buffer of each CPU.
+
+    :raise MissingError: (on entering) no tracefs, no such clock, or an event of the list that this kernel lacks.
+    :raise KernelError: (on entering) no rights, lockdown, no memory. Nothing is left behind.
+    """
+
+    def __init__(self, root: HostRoot, enables: Iterable[Enable], *, size_kb: int) -> None:
+        self._root = root
+        self._enables = tuple(enables)
+        self._fds: dict[int, int] = {}
+        self._path: Path | None = None
+        self.size_kb = size_kb
+        self.missed = 0
+        self.damaged = 0
+        self.without: list[str] = []
+
+    @property
+    def name(self) -> str:
+        """Its name below ``instances``. Only inside the ``with``."""
+        return self._at.name
+
+    @property
+    def _at(self) -> Path:
+        if self._path is None:
+            raise ValueError("the instance is not open")
+        return self._path
+
+    def __enter__(self) -> Instance:
+        tracefs = find_tracefs(self._root)
+        sweep(self._root)
+        pid = os.getpid()
+        start = read_start(self._root, pid) or 0
+        name = f"vfio-intx-{pid}-{start}-{_namespace(self._root)}-{next(_serial)}"
+        path = tracefs / "instances" / name
+        try:
+            path.mkdir()
+        except OSError as error:
+            raise self._refused("mkdir", path, error) from error
+        self._path = path
+        try:
+            self._set_up(tracefs)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop, close and remove. Idempotent. :raise KernelError: it could not be removed; it then is switched off."""
+        self._close_readers()
+        path, self._path = self._path, None
+        if path is not None:
+            try:
+                _remove(path)
+            except OSError as error:
+                hint = f"when nothing holds it open any more: rmdir {path}"
+                raise KernelError("rmdir", str(path), error.errno or 0, hint=hint) from error
+
+    def _close_readers(self) -> None:
+        while self._fds:
+            os.close(self._fds.popitem()[1])
+
+    def _refused(self, operation: str, path: Path, error: OSError) -> KernelError:
+        hint = None
+        if error.errno in (errno.EPERM, errno.EACCES):
+            hint = "tracing needs root: run with sudo"
+            if _lockdown(self._root):
+                hint = "the kernel is locked down (confidentiality), which forbids tracing: see kernel_lockdown(7)"
+        elif error.errno == errno.ENOMEM:
+            hint = "ask for a smaller buffer"
+        return KernelError(operation, str(path), error.errno or 0, hint=hint)
+
+    def _write(self, file: str, text: str) -> None:
+        path = self._at / file
+        try:
+            path.write_text(text)
+        except OSError as error:
+            raise self._refused("write", path, error) from error
+
+    def _read(self, path: Path) -> str:
+        try:
+            return path.read_text("ascii", "replace")
+        except OSError as error:
+            raise self._refused("read", path, error) from error
+
+    def _set_up(self, tracefs: Path) -> None:
+        self._write("tracing_on", "0")
+        self._choose_clock()
+        self._write("buffer_size_kb", str(self.size_kb))
+        with contextlib.suppress(OSError):
+            # Names of threads are not needed, and keeping them would hook every context switch.
+            (self._at / "options/record-cmd").write_text("0")
+        parse_header_event(self._read(tracefs / "events/header_event"))
+        wanted = list(self._enable_all())
+        layout = parse_header_page(self._read(tracefs / "events/header_page"))
+        self._decoder = PageDecoder(layout, wanted)
+        self._page = self._page_size()
+        self._open_readers()
+
+    def _choose_clock(self) -> None:
+        offered = self._read(self._at / "trace_clock").replace("[", "").replace("]", "").split()
+        if CLOCK not in offered:
+            raise MissingError(
+                f"this kernel does not offer the trace clock {CLOCK}, only {', '.join(offered)}",
+                hint="times of several CPUs cannot be compared without it; use a kernel from 4.0 on",
+            )
+        self._write("trace_clock", CLOCK)
+
+    def _enable_all(self) -> Iterator[Wanted]:
+        for enable in self._enables:
+            point = enable.point
+            folder = self._at / "events" / point.path
+            if not folder.is_dir():
+                if point.optional:
+                    self.without.append(point.path)
+                    continue
+                hint = "load the module that has it (modprobe kvm)" if point.group == "kvm" else None
+                raise MissingError(f"this kernel has no tracepoint {point.path}", hint=hint)
+            if enable.filter is not None:
+                self._write(f"events/{point.path}/filter", enable.filter)
+            yield Wanted(point.kind, parse_format(self._read(folder / "format")), point.fields)
+
+    def _page_size(self) -> int:
+        # buffer_subbuf_size_kb came with Linux 6.8 (f9b94daa542a); before, a page is a page.
+        path = self._at / "buffer_subbuf_size_kb"
+        return int(self._read(path)) * 1024 if path.exists() else max(_PAGE, os.sysconf("SC_PAGESIZE"))
+
+    def _open_readers(self) -> None:
+        for folder in sorted((self._at / "per_cpu").iterdir()):
+            match = _CPU.fullmatch(folder.name)
+            if match:
+                path = folder / "trace_pipe_raw"
+                try:
+                    self._fds[int(match[1])] = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                except OSError as error:
+                    raise self._refused("open", path, error) from error
+
+    def start(self) -> None:
+        """Record from now on."""
+        for enable in self._enables:
+            if enable.point.path not in self.without:
+                self._write(f"events/{enable.point.path}/enable", "1")
+        self._write("tracing_on", "1")
+
+    def stop(self) -> None:
+        """Record nothing more; what was recorded can still be drained."""
+        self._write("tracing_on", "0")
+
+    def resize(self, size_kb: int) -> None:
+        """Give each CPU another buffer size while recording. :raise KernelError: ENOMEM, the old size stays."""
+        self._write("buffer_size_kb", str(size_kb))
+        self.size_kb = size_kb
+
+    def drain(self, out: list[Event]) -> int:
+        """Append everything recorded so far to *out*, each CPU's events oldest first; the most bytes a CPU had.
+
+        A loss shows as an event of kind :data:`LOST` at the place where the kernel noticed it.
+        """
+        return max((self._drain_cpu(cpu, fd, out) for cpu, fd in self._fds.items()), default=0)
+
+    def _drain_cpu(self, cpu: int, fd: int, out: list[Event]) -> int:
+        taken, most = 0, self.size_kb * 1024
+        while taken <= most:
+            try:
+                page = os.read(fd, self._page)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                raise self._refused("read", Path(f"trace_pipe_raw of CPU {cpu}"), error) from error
+            if not page:
+                break
+            taken += len(page)
+            before = len(out)
+            result = self._decoder.decode(page, cpu, out)
+            if result.missed or result.missed is None or result.damaged:
+                self._note_loss(cpu, before, result.missed, result.damaged, out)
+        return taken
+
+    def _note_loss(self, cpu: int, before: int, missed: int | None, damaged: bool, out: list[Event]) -> None:
+        self.missed += missed or 0
+        self.damaged += damaged
+        time = out[before][0] if before < len(out) else out[-1][0] if out else 0
+        out.insert(before, (time, LOST, cpu, 0, -1 if missed is None else missed, int(damaged), 0))
+
+    def statistics(self) -> dict[int, CpuStatistics]:
+        """What the kernel counted, by CPU."""
+        return {
+            cpu: parse_statistics(self._read(self._at / "per_cpu" / f"cpu{cpu}" / "stats")) for cpu in sorted(self._fds)
+        }
+
+    def verify_clock(self) -> None:
+        """:raise VerifyError: the instance does not run on :data:`CLOCK` after all."""
+        if f"[{CLOCK}]" not in self._read(self._at / "trace_clock"):
+            raise VerifyError(f"the trace clock was set to {CLOCK}, but reads otherwise")
