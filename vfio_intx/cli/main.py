@@ -25,6 +25,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "detach": ("detach", "take a function out of a running VM"),
     "status": ("status", "lines in running VMs: scheme, proof, counters"),
     "trace": ("trace", "time every stage of every interrupt of one line"),
+    "kick": ("kick", "reopen a line that is masked and has no one left to unmask it"),
     "lab": ("lab", "the nested host: run a scenario in it, list them, or a shell"),
 }
 

@@ -18,7 +18,6 @@ from vfio_intx.qemu.features import NO_KVM_INTX, Features, probe, require_attach
 from vfio_intx.qemu.guestpci import PassedThrough, default_device_id, find_bus, is_present, list_passed_through
 from vfio_intx.qemu.irqchip import IrqchipKind
 from vfio_intx.qemu.monitor import Monitor
-from vfio_intx.qemu.process import find_processes
 from vfio_intx.wiring.hotplug import add, undone_on_failure
 from vfio_intx.wiring.inspect import Board, read_board, read_guest_side, report
 from vfio_intx.wiring.line import LineReport, Uptake
@@ -82,7 +81,7 @@ def plan(request: Request, monitor: Monitor, root: HostRoot) -> Plan:
     features = probe(monitor)
     require_attach(features, monitor)
     _require_absent(request, monitor)
-    require_free(function, find_processes(root), monitor.peer_pid)
+    require_free(root, function, monitor.peer_pid)
     board = read_board(monitor)
     notes = _require_possible(request.scheme, board, features)
     arguments: dict[str, object] = {"driver": "vfio-pci", "id": request.id, "host": str(request.bdf)}

@@ -20,9 +20,9 @@ class Uptake(Enum):
     ABSENT = "absent"
     """Not in the guest's PCI tree (yet)."""
     SEEN = "seen"
-    """In the tree, its BARs without addresses."""
+    """In the tree; no driver has enabled it, so its BARs answer at no address (``pci_bar_address`` in hw/pci/pci.c)."""
     PROGRAMMED = "programmed"
-    """Its BARs have addresses."""
+    """A driver has enabled it: its BARs answer."""
     LISTENING = "listening"
     """Also, the guest has unmasked its interrupt: a driver has requested it (or another device shares it)."""
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 
 from vfio_intx.errors import BusyError, MissingError, RefusedError
+from vfio_intx.host.holders import group_holders
 from vfio_intx.host.iommu import Group, blockers, is_vfio_driver
 from vfio_intx.host.pci import NO_GROUP, PciFunction, list_functions, read_function
 from vfio_intx.host.root import HostRoot
 from vfio_intx.names import Bdf
-from vfio_intx.qemu.process import QemuProcess
 
 
 def require_root() -> None:
@@ -65,16 +65,16 @@ def _require_viable(root: HostRoot, function: PciFunction) -> None:
         )
 
 
-def require_free(function: PciFunction, processes: tuple[QemuProcess, ...], ours: int | None) -> None:
-    """Refuse a function whose group another VM holds. :raise BusyError: naming that VM.
+def require_free(root: HostRoot, function: PciFunction, ours: int | None) -> None:
+    """Refuse a function whose group another process holds. :raise BusyError: naming that process.
 
     :param ours: the pid of the VM that shall get it, which may hold the group already for a sibling.
     """
-    for process in processes:
-        held = process.descriptors.value
-        if process.pid != ours and held is not None and function.group.value in held.vfio_groups:
-            what = f"IOMMU group {function.group.value} of {function.bdf}"
+    if function.group.value is None:
+        return
+    for holder in group_holders(root, function.group.value):
+        if holder.pid != ours:
             raise BusyError(
-                f"{what} is in use by VM {process.label} (pid {process.pid})",
-                hint=f"vfio-intx detach {function.bdf} --pid {process.pid}",
+                f"IOMMU group {function.group.value} of {function.bdf} is in use by {holder}",
+                hint=f"if that is a VM: vfio-intx detach {function.bdf} --pid {holder.pid}",
             )

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from vfio_intx.chain.evidence import Evidence, Kind
 from vfio_intx.chain.scheme import Scheme
 from vfio_intx.deadline import Deadline
-from vfio_intx.host.irq import IrqLine, read_interrupts
+from vfio_intx.host.irq import IrqLine, read_interrupts, vfio_action
 from vfio_intx.host.root import HostRoot
 from vfio_intx.names import Bdf, Gsi, HostIrq
 from vfio_intx.qemu import replies
@@ -59,7 +59,7 @@ class Window:
 
 def read_host_line(root: HostRoot, bdf: Bdf) -> HostLine | None:
     """The line on which vfio handles the INTx of *bdf*, None where it handles none."""
-    wanted = f"vfio-intx({bdf})"
+    wanted = vfio_action(bdf)
     lines: Iterable[IrqLine] = (read_interrupts(root).value or {}).values()
     for line in lines:
         if wanted in line.actions:
