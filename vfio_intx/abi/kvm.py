@@ -237,9 +237,14 @@ def set_routing(vm_fd: int, routes: Iterable[PinRoute | MsiRoute]) -> None:
     call_buffer("KVM_SET_GSI_ROUTING", "VM", vm_fd, KVM_SET_GSI_ROUTING, encode_routing(routes))
 
 
-def set_line(vm_fd: int, gsi: int, level: int) -> None:
-    """Raise (1) or lower (0) the line of a GSI as the userspace source (source id 0)."""
-    call_buffer("KVM_IRQ_LINE", f"GSI {gsi}", vm_fd, KVM_IRQ_LINE, bytearray(IRQ_LEVEL.pack(gsi, level)))
+def encode_line(gsi: int, level: int) -> bytearray:
+    """``struct kvm_irq_level``, to be made once and used often by :func:`set_line`."""
+    return bytearray(IRQ_LEVEL.pack(gsi, level))
+
+
+def set_line(vm_fd: int, line: bytearray) -> None:
+    """Raise or lower a GSI's line as the userspace source (source id 0); *line* is from :func:`encode_line`."""
+    call_buffer("KVM_IRQ_LINE", "VM", vm_fd, KVM_IRQ_LINE, line)
 
 
 def assign_irqfd(vm_fd: int, trigger: int, gsi: int, resample: int | None = None, *, flags: int = 0) -> None:

@@ -1,0 +1,134 @@
+"""One scheme on a real line, raced as with the model device: assert, wait until the card is quiet and the line open.
+
+How a round's end is noticed without standing in its way: KVM signals the resample eventfds of *all* resample irqfds
+of a GSI, so a second one, whose trigger nobody writes, tells of each EOI. Whether the line is open again is in the
+card's own Command register (DisINTx, which VFIO masks with). Neither has a part in the chain.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from array import array
+
+from vfio_intx.abi import eventfd, kvm
+from vfio_intx.abi.call import close_all
+from vfio_intx.chain.scheme import Scheme
+from vfio_intx.deadline import Deadline
+from vfio_intx.errors import RefusedError
+from vfio_intx.microvm.device import Tally
+from vfio_intx.microvm.guest import Word
+from vfio_intx.microvm.machine import Machine
+from vfio_intx.microvm.real_line import RealLine
+from vfio_intx.microvm.schemes import Wiring, wiring_of
+from vfio_intx.wiring.direct import line_steps, unmask_eventfd_step
+from vfio_intx.wiring.undoable import Step, Wired, perform
+
+_WORD = 0xFFFF_FFFF
+_SETTLE_S = 1.0
+
+
+class Lane:
+    """One scheme on a real line: a machine of its own, wired to the line for a while and off it again."""
+
+    def __init__(self, kvm_fd: int, line: RealLine, scheme: Scheme, gsi: int) -> None:
+        """A running guest, not wired yet. :raise RefusedError: a scheme that this line cannot be wired with."""
+        if scheme not in line.schemes:
+            raise RefusedError(f"{scheme.value} cannot be raced through {line.opened.device.name}")
+        self.scheme, self._line, self._gsi = scheme, line, gsi
+        self._wired: Wired | None = None
+        self._eoi = self._never = -1
+        self._poller = select.poll()
+        self.machine = Machine(kvm_fd)
+        try:
+            self._eoi, self._never = eventfd.create(), eventfd.create()
+            self._poller.register(self._eoi, select.POLLIN)
+            self.machine.load(line.guest(gsi))
+            self.wiring: Wiring = wiring_of(scheme, self.machine, line.ends(gsi))
+            if not self.wiring.traps_registers:
+                line.show_registers(self.machine)
+            self.machine.start(self.wiring.handler)
+            assert self.machine.vcpu is not None
+            self._poller.register(self.machine.vcpu.gone, select.POLLIN)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def handler_runs(self) -> int:
+        """How often the guest's handler ran so far."""
+        return int(self.machine.mailbox[Word.HANDLER_RUNS])
+
+    @property
+    def idle_runs(self) -> int:
+        """How often it found nothing to do."""
+        return int(self.machine.mailbox[Word.IDLE_RUNS])
+
+    def wire(self) -> None:
+        """Join card and guest, in the one safe order. :raise KernelError: a step failed, INTx is off again."""
+        line, vm, gsi = self._line, self.machine.fd, self._gsi
+        line.drain()
+        eventfd.drain(self._eoi)
+        observer = Step(
+            "observer",
+            f"KVM tells of each EOI on eventfd {self._eoi}",
+            # First of the two on the GSI: KVM signals the latest first, so the line is open when we hear of the EOI.
+            do=lambda: kvm.assign_irqfd(vm, self._never, gsi, self._eoi),
+            undo=lambda: kvm.deassign_irqfd(vm, self._never, gsi),
+        )
+        scheme = Step(self.scheme.value, f"scheme {self.scheme.value}", do=self.wiring.wire, undo=self.wiring.unwire)
+        unmask = unmask_eventfd_step(line.opened.device, line.eventfds.resample)
+        self._wired = perform(line_steps(line.opened.device, line.eventfds.trigger, (observer, scheme, unmask)))
+
+    def unwire(self) -> None:
+        """Take them apart, INTx off. Harmless when not wired."""
+        if self._wired is not None:
+            wired, self._wired = self._wired, None
+            wired.unwire()
+
+    def race(self, count: int, durations: array[int], start: int, allowed_s: float) -> Tally:
+        """Assert *count* times, each time waiting until the guest has quieted the card and the line is open.
+
+        :param durations: where the round trips go, in ns, from index *start* on; 0 stands for a lost one.
+        :param allowed_s: how long one may take before it counts as lost and the line is reset.
+        :return: the figures; fewer than *count* assertions if the vCPU has died.
+        """
+        words, poll, eoi, now = self.machine.mailbox, self._poller.poll, self._eoi, time.perf_counter_ns
+        fire, is_open, settle = self._line.asserter.fire, self._line.is_open, self._settle
+        runs, idle, allowed_ms = Word.HANDLER_RUNS, Word.IDLE_RUNS, int(allowed_s * 1000)
+        acknowledged, lost = 0, 0
+        for place in range(start, start + count):
+            before = words[runs] - words[idle]
+            began = now()
+            fire()
+            while ready := poll(allowed_ms):
+                if ready[0][0] != eoi:
+                    return Tally(place - start, acknowledged, lost, 0)
+                eventfd.drain(eoi)
+                if (words[runs] - words[idle] - before) & _WORD and (is_open() or settle()):
+                    durations[place] = now() - began
+                    acknowledged += 1
+                    break
+            else:
+                durations[place] = 0
+                lost += 1
+                self._line.reset()
+        return Tally(count, acknowledged, lost, 0)
+
+    def _settle(self) -> bool:
+        """Wait until userspace has opened the line: it hears of the EOI when we do."""
+        deadline = Deadline.after("line to open", _SETTLE_S)
+        while not self._line.is_open():
+            if deadline.passed():
+                return False
+            time.sleep(0)
+        return True
+
+    def close(self) -> None:
+        """Unwire, stop the guest, give everything back. Harmless when done twice."""
+        try:
+            self.unwire()
+        finally:
+            self.machine.close()
+            close_all(self._eoi, self._never)
+            self._eoi = self._never = -1
