@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.kernel import nic_host
+from tests.lab.specs import NIC, SERIAL
 from vfio_intx.host.iommu import is_vfio_driver
 from vfio_intx.names import Bdf
 from vfio_intx.wiring.apply import LocalMachine, Machine, read_binding
@@ -19,21 +19,22 @@ VFIO = Binding("vfio-pci", "vfio-pci")
 Host = tuple[Machine, Bdf]
 
 
-@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.l1)])
+#: The lab's cards by name; each is on its own driver and alone in its group.
+REAL = [pytest.param(card, marks=pytest.mark.l1, id=f"real-{card.name}") for card in (NIC, SERIAL)]
+
+
+@pytest.fixture(params=["fake", *REAL])
 def host(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Host]:
-    """A machine and a function of it that may be taken; it goes back to its first binding when the test ends."""
+    """A machine and a function of it that may be taken; it is on its first binding again when the test ends."""
     if request.param == "fake":
         yield nic_host(tmp_path / "host"), Bdf.parse("0000:00:10.0")
         return
-    named = os.environ.get("VFIO_INTX_DEVICE")
-    if not named:
-        pytest.skip("real sysfs needs a function that may be taken: set VFIO_INTX_DEVICE (the lab does)")
-    machine, bdf = LocalMachine(), Bdf.parse(named)
+    machine, bdf = LocalMachine(), Bdf.parse(request.param.bdf)
     before = read_binding(machine.root, bdf)
+    assert before.driver, f"{bdf} must start on its host driver"
     assert not is_vfio_driver(before.driver), f"{bdf} must start on its host driver, not on {before}"
     yield machine, bdf
-    if (tmp_path / "state").exists():
-        restore(machine, tmp_path / "state", bdf)
+    restore(machine, tmp_path / "state", bdf)
     assert read_binding(machine.root, bdf) == before
 
 

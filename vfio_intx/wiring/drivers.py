@@ -69,10 +69,7 @@ def plan_bind(snapshot: Snapshot, bdfs: Sequence[Bdf], records: Mapping[Bdf, Rec
     for function in functions:
         _refuse_unbindable(function, force=force)
         _refuse_without_group(snapshot, function, going=bdfs)
-    changes = tuple(
-        Change(f.bdf, _binding(f), _binding(f) if is_vfio_driver(f.driver.get("")) else goal_of_bind())
-        for f in functions
-    )
+    changes = tuple(_to_vfio(function, ours=function.bdf in records) for function in functions)
     needed = any(not change.is_done for change in changes) and not snapshot.kernel.vfio_pci_loaded
     return Plan((VFIO_PCI,) if needed else (), changes)
 

@@ -14,7 +14,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -134,11 +134,10 @@ class StateDirectory:
             ) from error
 
     def remove(self, bdf: Bdf) -> None:
-        """Forget a function, durably; it need not have been known."""
-        try:
-            os.unlink(f"{bdf}{_SUFFIX}", dir_fd=self._fd)
-        except FileNotFoundError:
-            return
+        """Forget a function, durably, with what a write that died left; it need not have been known."""
+        for name in (f"{bdf}{_SUFFIX}", f"{bdf}{_SUFFIX}.new"):
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=self._fd)
         os.fsync(self._fd)
 
     def recorded(self) -> tuple[Bdf, ...]:
