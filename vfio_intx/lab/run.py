@@ -37,6 +37,8 @@ def missing_needs() -> list[str]:
         "busybox": "busybox-static",
         "modprobe": "kmod",
         "depmod": "kmod",
+        # virtme-ng asks it for the release of a kernel image.
+        "file": "file",
     }
     lacking = [
         f"{program} (Debian package {package})"
