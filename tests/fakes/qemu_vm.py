@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +28,7 @@ class FakeVm:
     :ivar faults: command -> ``hang``, ``die``, ``garbage`` or an error's words; prefixed by ``after-`` the
         command does its work first.
     :ivar on_command: called with each command before it is answered.
+    :ivar on_death: called when it dies; the one who serves it stops listening then.
     """
 
     machine: str = "pc-i440fx-7.2-machine"
@@ -45,7 +45,7 @@ class FakeVm:
     running: bool = True
     heard: list[dict[str, Any]] = field(default_factory=list)
     on_command: Callable[[str], None] = lambda command: None
-    stop: threading.Event = field(default_factory=threading.Event)
+    on_death: Callable[[], None] = lambda: None
 
     def script(self, line: Line) -> None:
         """Serve one connection."""
@@ -71,7 +71,7 @@ class FakeVm:
                 line.wait_for_hangup()
                 raise Hangup
             case "die":
-                self.stop.set()
+                self.on_death()
                 raise Hangup
             case "garbage":
                 line.send(b"\x00\xff not QMP\n")

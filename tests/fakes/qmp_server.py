@@ -112,6 +112,11 @@ class QmpServer:
         self._thread.join(timeout=10)
         self._listener.close()
 
+    def close_soon(self) -> None:
+        """Stop listening, from within a script: what a dying QEMU does."""
+        self._stopped.set()
+        self._listener.shutdown(socket.SHUT_RDWR)
+
     def _serve(self) -> None:
         while not self._stopped.is_set():
             try:

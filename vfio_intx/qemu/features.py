@@ -36,9 +36,9 @@ class Features:
 
 def probe(monitor: Monitor) -> Features:
     """Ask a QEMU what it can do. :raise PeerError: as :meth:`~vfio_intx.qemu.monitor.Monitor.execute` does."""
-    commands = ask(monitor, "query-commands", list[replies.CommandInfo])
+    commands = ask(monitor, "query-commands", replies.Commands)
     try:
-        properties = ask(monitor, "device-list-properties", list[replies.QomProperty], {"typename": "vfio-pci"})
+        properties = ask(monitor, "device-list-properties", replies.Properties, {"typename": "vfio-pci"})
     except PeerRefused:
         properties = []
     return Features(frozenset(one.name for one in commands), frozenset(one.name for one in properties))
@@ -74,7 +74,7 @@ def read_irqchip_kind(monitor: Monitor) -> IrqchipKind:
     """
     if read_counts(monitor).ioapic_in_kernel:
         return IrqchipKind.KERNEL
-    cpus = ask(monitor, "query-cpus-fast", list[replies.Cpu])
-    parts = ask(monitor, "qom-list", list[replies.QomProperty], {"path": cpus[0].qom_path}) if cpus else []
+    cpus = ask(monitor, "query-cpus-fast", replies.Cpus)
+    parts = ask(monitor, "qom-list", replies.Properties, {"path": cpus[0].qom_path}) if cpus else []
     lapic = next((one.child_type for one in parts if one.name == "lapic"), None)
     return IrqchipKind.SPLIT if lapic == "kvm-apic" else IrqchipKind.USERSPACE

@@ -48,9 +48,9 @@ class Bus:
     port: bool
 
 
-def qom_list(monitor: Monitor, path: str) -> list[replies.QomProperty]:
+def qom_list(monitor: Monitor, path: str) -> replies.Properties:
     """The members of one object. :raise PeerError: as ``execute`` does; PeerRefused where there is no such object."""
-    return ask(monitor, "qom-list", list[replies.QomProperty], {"path": path})
+    return ask(monitor, "qom-list", replies.Properties, {"path": path})
 
 
 def qom_text(monitor: Monitor, path: str, name: str) -> str | None:
@@ -155,7 +155,7 @@ class GuestView:
 
 def view_device(monitor: Monitor, device_id: str) -> GuestView | None:
     """The device of that id in ``query-pci``, None where the guest has none. :raise PeerError: as ``execute`` does."""
-    tree = ask(monitor, "query-pci", list[replies.PciRoot])
+    tree = ask(monitor, "query-pci", replies.PciTree)
     everything = list(replies.functions(tree))
     for device, bridges in everything:
         if device.qdev_id == device_id:

@@ -48,7 +48,7 @@ def check_socket(path: Path) -> os.stat_result:
         or len(os.fsencode(text)) > _LONGEST_PATH
         or len(os.fsencode(path.name)) > _LONGEST_NAME
     ):
-        raise UsageError(f"a monitor's path is too long or empty ({len(text)} characters)")
+        raise UsageError(f"a monitor's path is too long ({len(text)} characters)")
     try:
         found = path.lstat()
     except (FileNotFoundError, NotADirectoryError) as error:

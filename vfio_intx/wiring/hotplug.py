@@ -37,7 +37,7 @@ def add(monitor: Monitor, arguments: Mapping[str, object], *, budget_s: float) -
 
 def _hint_for(description: str) -> str | None:
     hints = {
-        "group is not viable": "bind every member of the group to vfio-pci: `vfio-intx scan` lists them",
+        "is not viable": "bind every member of the group to vfio-pci: `vfio-intx scan` lists them",
         "Device or resource busy": "another process holds the device's group; `vfio-intx status` shows who",
         "Cannot allocate memory": "QEMU may lock too little memory: raise its limit (ulimit -l, LimitMEMLOCK=)",
         "Operation not permitted": "QEMU may not open /dev/vfio: run it as root or give its user the group's device",
@@ -77,7 +77,7 @@ def remove(monitor: Monitor, path: str, device_id: str | None, *, budget_s: floa
 
 def _is_there(monitor: Monitor, path: str) -> bool:
     container, _, name = path.rpartition("/")
-    return any(one.name == name for one in ask(monitor, "qom-list", list[replies.QomProperty], {"path": container}))
+    return any(one.name == name for one in ask(monitor, "qom-list", replies.Properties, {"path": container}))
 
 
 def _is_gone(monitor: Monitor, path: str, device_id: str | None) -> bool:

@@ -1,0 +1,111 @@
+"""The replies of QEMU: what is taken, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vfio_intx.errors import PeerGarbage, UsageError
+from vfio_intx.names import Bdf
+from vfio_intx.qemu import replies
+from vfio_intx.qemu.guestpci import GuestView, candidate_gsis, default_device_id, parse_device_id
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "qemu"
+
+
+def tree(name: str) -> list[replies.PciRoot]:
+    return replies.parse(json.loads((GOLDEN / name).read_text()), replies.PciTree, "query-pci", "x")
+
+
+def test_a_recorded_pci_tree_with_ports_and_bridges() -> None:
+    found = {
+        device.qdev_id or device.address: device
+        for device, _ in replies.functions(tree("7.2-q35-ports-query-pci.json"))
+    }
+    assert found["rp0"].pci_bridge is not None
+    assert found["00:1f.2"].irq_pin == 1
+    assert not any(region.is_programmed for region in found["rp0"].regions)
+
+
+def test_what_is_below_a_bridge_comes_with_the_bridges_above() -> None:
+    inner = {"bus": 2, "slot": 1, "function": 0, "qdev_id": "nic", "regions": [], "irq_pin": 1}
+    middle = {"bus": 1, "slot": 0, "function": 0, "qdev_id": "br", "regions": [],
+              "pci_bridge": {"bus": {"secondary": 2}, "devices": [inner]}}  # fmt: skip
+    outer = {"bus": 0, "slot": 3, "function": 0, "qdev_id": "rp", "regions": [],
+             "pci_bridge": {"bus": {"secondary": 1}, "devices": [middle]}}  # fmt: skip
+    roots = replies.parse([{"bus": 0, "devices": [outer]}], replies.PciTree, "query-pci", "x")
+    above = {device.qdev_id: [bridge.qdev_id for bridge in bridges] for device, bridges in replies.functions(roots)}
+    assert above == {"rp": [], "br": ["rp"], "nic": ["rp", "br"]}
+
+
+def view(slot: int, *, pin: int = 1, line: int | None = 10, bridges: tuple[int, ...] = ()) -> GuestView:
+    def function(at: int) -> replies.PciDevice:
+        return replies.PciDevice(0, at, 0, "", [], pin, line)
+
+    return GuestView(function(slot), tuple(function(bridge) for bridge in bridges), ())
+
+
+@pytest.mark.parametrize(
+    ("machine", "seen", "gsis"),
+    [
+        ("pc-i440fx-7.2-machine", view(2), (10,)),
+        ("pc-i440fx-7.2-machine", view(2, line=0), ()),
+        ("pc-i440fx-7.2-machine", view(2, line=None), ()),
+        ("pc-i440fx-7.2-machine", view(2, pin=0), ()),
+        ("pc-q35-7.2-machine", view(2), (22, 10)),
+        ("pc-q35-7.2-machine", view(3, pin=2), (20, 10)),
+        ("pc-q35-7.2-machine", view(0, bridges=(1,)), (21, 10)),
+        ("pc-q35-7.2-machine", view(1, bridges=(1, 0)), (22, 10)),
+        ("pc-q35-7.2-machine", view(31, pin=1, line=0), (16,)),
+        ("pc-q35-7.2-machine", view(30, pin=1, line=0), (20,)),
+        ("virt-7.2-machine", view(2), ()),
+    ],
+)
+def test_the_gsis_that_a_line_can_be_on(machine: str, seen: GuestView, gsis: tuple[int, ...]) -> None:
+    assert candidate_gsis(machine, seen) == gsis
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        None,
+        {},
+        [{"bus": 0}],
+        [{"bus": 0, "devices": [{"bus": 0, "slot": 32, "function": 0, "qdev_id": "", "regions": []}]}],
+        [{"bus": 0, "devices": [{"bus": 0, "slot": 1, "function": 0, "qdev_id": "", "regions": [], "irq_pin": 9}]}],
+        [{"bus": float("nan"), "devices": []}],
+        [{"bus": 0, "devices": [{"bus": 0, "slot": 1, "function": 0, "qdev_id": "x" * 5000, "regions": []}]}],
+        [{"bus": 0, "devices": []}] * 300,
+    ],
+)
+def test_a_tree_of_another_shape_is_garbage(reply: object) -> None:
+    with pytest.raises(PeerGarbage, match="query-pci"):
+        replies.parse(reply, replies.PciTree, "query-pci", "x")
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(_JSON)
+def test_no_reply_gets_past_but_as_what_was_asked_for(reply: Any) -> None:
+    with suppress(PeerGarbage):
+        found = replies.parse(reply, replies.RunState, "query-status", "x")
+        assert isinstance(found.running, bool)
+        assert isinstance(found.status, str)
+
+
+def test_ids_are_qemu_ids() -> None:
+    assert parse_device_id(default_device_id(Bdf.parse("0000:05:00.0"))) == "intx-0000-05-00-0"
+    for bad in ("", "7nic", "a b", "a,b", "nic\n", "ä", "a" * 64):
+        with pytest.raises(UsageError):
+            parse_device_id(bad)
