@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -333,3 +334,22 @@ def test_status_of_one_vm(bench: Bench) -> None:
 def test_status_of_a_vm_without_lines(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.run("status") == 0
     assert "no lines" in capsys.readouterr().out
+
+
+def test_ctrl_c_after_device_add_takes_the_device_out_and_says_so(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(asked: str) -> None:
+        bench.tick(asked)
+        if asked == "query-pci" and bench.sent("query-pci") == [{}]:
+            signal.raise_signal(signal.SIGINT)
+
+    bench.vm.guest = "ignores"
+    bench.vm.on_command = interrupt
+    assert bench.run("attach", BDF, "--timeout", "30") == 130
+    errors = capsys.readouterr().err
+    assert errors.splitlines() == [
+        "vfio-intx attach: interrupted",
+        "  also: the device was taken out of the VM again",
+    ]
+    assert bench.vm.devices == {}

@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "status": ("status", "lines in running VMs: scheme, proof, counters"),
     "trace": ("trace", "time every stage of every interrupt of one line"),
     "kick": ("kick", "reopen a line that is masked and has no one left to unmask it"),
+    "bench": ("bench", "the schemes side by side on this host's KVM, and the ceiling"),
     "lab": ("lab", "the nested host: run a scenario in it, list them, or a shell"),
 }
 
@@ -76,8 +77,12 @@ def _guarded(run: object, parser: argparse.ArgumentParser, argv: Sequence[str]) 
         return int(run(parser.parse_args(argv)))
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        from vfio_intx.names import escape
+
         print(f"{parser.prog}: interrupted", file=sys.stderr)
+        for note in getattr(stop, "__notes__", ()):
+            print(f"  also: {escape(note)}", file=sys.stderr)
         return _STATUS_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output went away; keep the interpreter from flushing into it again at exit.
@@ -95,4 +100,8 @@ def _guarded(run: object, parser: argparse.ArgumentParser, argv: Sequence[str]) 
 
 def console_entry() -> NoReturn:
     """The ``vfio-intx`` program."""
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:  # while the verb's module was being loaded
+        print("vfio-intx: interrupted", file=sys.stderr)
+        sys.exit(_STATUS_INTERRUPTED)

@@ -105,7 +105,7 @@ def find_bus(monitor: Monitor) -> Bus:
     :raise MissingError: if there is none, saying what to start the VM with.
     """
     # A port of its own before a place on a bridge: legacy bridges swizzle the pins once more, and share them.
-    buses = sorted(_buses(monitor), key=lambda bus: not (bus.port or _ROOT_BUS.fullmatch(bus.name)))
+    buses = sorted(_buses(monitor), key=lambda bus: (not (bus.port or _ROOT_BUS.fullmatch(bus.name)), bus.name))
     candidates = [bus for bus in buses if qom_text(monitor, bus.path, "hotplug-handler")]
     for bus in candidates:
         if not bus.port or not _occupied(monitor, bus):
