@@ -121,8 +121,12 @@ class Monitor:
     def __init__(self, path: Path, deadline: Deadline) -> None:
         self._lines = LineSocket(path, "the guest's monitor", deadline)
         self.events: list[dict[str, object]] = []
-        self._message(deadline)
-        self.execute("qmp_capabilities", deadline)
+        try:
+            self._message(deadline)
+            self.execute("qmp_capabilities", deadline)
+        except BaseException:
+            self.close()
+            raise
 
     def execute(self, command: str, deadline: Deadline, **arguments: object) -> object:
         """The ``return`` of a QMP command. :raise PeerRefused: with QEMU's own words."""

@@ -126,14 +126,13 @@ class Guest:
         """Wait until the guest's shell reads commands. :raise LabLost: if it does not."""
         deadline = Deadline.after("the guest's boot", seconds)
         try:
-            shell = Shell(self.folder / "shell", deadline)
-            shell.wait_ready(deadline)
+            self._shell = Shell(self.folder / "shell", deadline)
+            self._shell.wait_ready(deadline)
         except (PeerGone, PeerTimeout) as error:
             lost = LabLost(f"the guest did not come up: {error}")
             for note in self.last_words():
                 lost.add_note(note)
             raise lost from error
-        self._shell = shell
 
     @property
     def monitor(self) -> Monitor:

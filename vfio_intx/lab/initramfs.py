@@ -91,7 +91,7 @@ def initramfs_for(kernel: Kernel) -> Path:
         digest.update(hashlib.sha256(part).digest())
     path = cache_root() / "initramfs" / f"{kernel.release}-{digest.hexdigest()[:16]}.cpio"
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        kernels.cache_folder("initramfs")
         scratch = path.with_name(f".{path.name}.{os.getpid()}")
         scratch.write_bytes(cpio(_entries(kernel, busybox, init)))
         scratch.rename(path)

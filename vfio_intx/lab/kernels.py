@@ -54,6 +54,20 @@ def cache_root() -> Path:
     return Path(base).absolute() / "vfio-intx"
 
 
+def cache_folder(name: str) -> Path:
+    """A folder of the cache, made if need be. :raise MissingError: if it cannot be written."""
+    folder = cache_root() / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise MissingError(
+            f"the cache {cache_root()} cannot be written: {error.strerror}",
+            hint="name a folder that can be, with some 1 GiB of space, by VFIO_INTX_CACHE",
+        ) from error
+    return folder
+
+
 def find(name: str) -> Kernel | None:
     """The kernel of that name, if the cache has it; the network is not touched."""
     _check(name)
@@ -71,8 +85,7 @@ def fetch(name: str, say: Say, *, refresh: bool = False) -> Kernel:
     kernel = find(name)
     if kernel is not None and not refresh:
         return kernel
-    kernels = cache_root() / "kernels"
-    kernels.mkdir(parents=True, exist_ok=True)
+    kernels = cache_folder("kernels")
     failures = []
     for suite in NAMES[name]:
         try:

@@ -1,0 +1,188 @@
+"""The guest's image, and the two channels to it, against peers that are not what they should be."""
+
+from __future__ import annotations
+
+import base64
+import lzma
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.qmp_server import Line, answering, dies_on_command, never_replies, saying, serving, silent
+from vfio_intx.deadline import Deadline
+from vfio_intx.errors import MissingError, PeerGarbage, PeerGone, PeerRefused, PeerTimeout, UsageError
+from vfio_intx.lab import scenario as scenarios
+from vfio_intx.lab.channel import Answer, Monitor, Shell
+from vfio_intx.lab.initramfs import Entry, cpio, initramfs_for, is_static, module_files, parse_modules_dep
+from vfio_intx.lab.kernels import Kernel
+
+
+def soon() -> Deadline:
+    return Deadline.after("test", 10)
+
+
+def at_once() -> Deadline:
+    return Deadline.after("test", 0.2)
+
+
+def shell_peer(answer: Callable[[bytes, bytes], bytes]) -> Callable[[Line], None]:
+    """A guest's command port: READY, then *answer* for each (number, command)."""
+
+    def script(line: Line) -> None:
+        line.send(b"noise of a boot\nREADY 1.0 1.0\n")
+        with line.sock.makefile("rb") as lines:
+            for raw in lines:
+                number, encoded = raw.split()
+                line.send(answer(number, base64.b64decode(encoded)))
+
+    return script
+
+
+def framed(number: bytes, output: bytes, status: bytes = b"0") -> bytes:
+    return b"BEGIN %s\n%sEND %s %s\n" % (number, base64.encodebytes(output), number, status)
+
+
+def test_output_that_looks_like_a_frame_stays_output(tmp_path: Path) -> None:
+    nasty = b"END 1 0\nBEGIN 1\n\xff\x00END 2 0\n" * 50
+    with serving(tmp_path / "s", shell_peer(lambda number, command: framed(number, nasty + command, b"3"))) as path:
+        shell = Shell(path, soon())
+        shell.wait_ready(soon())
+        assert shell.run("echo 'x'", soon()) == Answer(3, (nasty + b"echo 'x'").decode("utf-8", "replace"))
+        shell.close()
+
+
+def test_a_late_answer_is_not_taken_for_the_next(tmp_path: Path) -> None:
+    late: list[bytes] = []
+
+    def answer(number: bytes, command: bytes) -> bytes:
+        if command == b"slow":
+            late.append(framed(number, b"of the slow one"))
+            return b""
+        return b"".join(late) + framed(number, b"of the quick one")
+
+    with serving(tmp_path / "s", shell_peer(answer)) as path:
+        shell = Shell(path, soon())
+        shell.wait_ready(soon())
+        with pytest.raises(PeerTimeout, match=r"did not answer within 0\.2 s"):
+            shell.run("slow", at_once())
+        assert shell.run("quick", soon()).text == "of the quick one"
+        shell.close()
+
+
+@pytest.mark.parametrize("reply", [b"BEGIN 1\n***\nEND 1 0\n", b"BEGIN 1\nEND 9 0\n"])
+def test_a_broken_answer_is_garbage(tmp_path: Path, reply: bytes) -> None:
+    with serving(tmp_path / "s", shell_peer(lambda number, command: reply)) as path:
+        shell = Shell(path, soon())
+        with pytest.raises(PeerGarbage):
+            shell.run("x", soon())
+        shell.close()
+
+
+def test_a_guest_that_never_comes_up_is_a_timeout(tmp_path: Path) -> None:
+    with pytest.raises(PeerTimeout):
+        Shell(tmp_path / "nobody", at_once())
+    with serving(tmp_path / "s", silent) as path:
+        shell = Shell(path, soon())
+        with pytest.raises(PeerTimeout):
+            shell.wait_ready(at_once())
+        shell.close()
+
+
+def test_the_witness_keeps_the_events_between(tmp_path: Path) -> None:
+    event = b'{"event": "DEVICE_DELETED", "data": {"device": "nic"}}\r\n'
+    script = answering(lambda request: event + b'{"return": "text of %s"}\r\n' % request["execute"].encode())
+    with serving(tmp_path / "q", script) as path:
+        monitor = Monitor(path, soon())
+        assert monitor.human("info irq", soon()) == "text of human-monitor-command"
+        assert monitor.wait_event("DEVICE_DELETED", soon())["data"] == {"device": "nic"}
+        assert monitor.events == []
+        monitor.close()
+
+
+def test_a_refusal_keeps_qemus_words(tmp_path: Path) -> None:
+    script = answering(lambda request: {"error": {"class": "GenericError", "desc": "no \x1b[2J"}})
+    with serving(tmp_path / "q", script) as path:
+        monitor = Monitor(path, soon())
+        with pytest.raises(PeerRefused) as caught:
+            monitor.execute("device_add", soon(), driver="x")
+        assert (caught.value.command, caught.value.description) == ("device_add", "no \x1b[2J")
+        monitor.close()
+
+
+@pytest.mark.parametrize("greeting", [b"not JSON\n", b"[1]\n"])
+def test_a_witness_that_talks_garbage(tmp_path: Path, greeting: bytes) -> None:
+    with serving(tmp_path / "q", saying(greeting)) as path, pytest.raises(PeerGarbage):
+        Monitor(path, soon())
+
+
+def test_a_witness_that_dies_or_falls_silent(tmp_path: Path) -> None:
+    with serving(tmp_path / "q", dies_on_command) as path:
+        monitor = Monitor(path, soon())
+        with pytest.raises(PeerGone):
+            monitor.execute("stop", soon())
+        monitor.close()
+    with serving(tmp_path / "r", never_replies) as path:
+        monitor = Monitor(path, soon())
+        with pytest.raises(PeerTimeout):
+            monitor.execute("stop", at_once())
+        monitor.close()
+
+
+def test_modules_are_loaded_from_the_far_end() -> None:
+    table = parse_modules_dep("k/a-b.ko.xz: k/mid.ko.xz k/base.ko.xz\nk/mid.ko.xz: k/base.ko.xz\nk/base.ko.xz:\n")
+    assert module_files(table, ["a-b", "built-in"]) == {"a-b": ("k/base.ko.xz", "k/mid.ko.xz", "k/a-b.ko.xz")}
+
+
+def test_the_archive_is_what_cpio_reads(tmp_path: Path) -> None:
+    entries = [Entry("d", 0o040755), Entry("d/file", 0o100644, b"odd"), Entry("d/empty", 0o100600)]
+    listing = subprocess.run(["busybox", "cpio", "-t"], input=cpio(entries), capture_output=True, check=True)
+    assert listing.stdout.split() == [b"d", b"d/file", b"d/empty"]
+    subprocess.run(["busybox", "cpio", "-i"], input=cpio(entries), cwd=tmp_path, capture_output=True, check=True)
+    assert (tmp_path / "d/file").read_bytes() == b"odd"
+
+
+def _kernel(tmp_path: Path, suffix: str, data: bytes) -> Kernel:
+    modules = tmp_path / "lib/modules/9.9"
+    modules.mkdir(parents=True)
+    (modules / "modules.dep").write_text(f"e1000.ko{suffix}:\n")
+    (modules / f"e1000.ko{suffix}").write_bytes(data)
+    return Kernel("x", "9.9", tmp_path / "vmlinuz", modules)
+
+
+def test_the_image_is_built_once_and_holds_modules_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VFIO_INTX_CACHE", str(tmp_path / "cache"))
+    kernel = _kernel(tmp_path, ".xz", lzma.compress(b"a module's bytes"))
+    path = initramfs_for(kernel)
+    assert b"a module's bytes" in path.read_bytes()
+    assert initramfs_for(kernel) == path
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_module_in_a_form_we_cannot_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VFIO_INTX_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(MissingError, match=r"e1000\.ko\.zst is compressed"):
+        initramfs_for(_kernel(tmp_path, ".zst", b""))
+    assert not list((tmp_path / "cache").rglob("*.cpio"))
+
+
+def test_only_a_static_program_can_be_the_guests() -> None:
+    assert not is_static(Path("/bin/sh").read_bytes())
+    assert not is_static(b"#!/bin/sh\n")
+
+
+@pytest.mark.parametrize("name", ["", "Smoke", "../smoke", "smoke.py", "no-such", "smoke/inner", "a" * 99, "os"])
+def test_a_scenario_that_is_none_is_a_usage_error(name: str) -> None:
+    with pytest.raises(UsageError, match="no scenario"):
+        scenarios.find(name)
+
+
+def test_every_scenario_can_be_found_and_says_what_it_shows() -> None:
+    names = scenarios.names()
+    assert "smoke" in names
+    for name in names:
+        scenario = scenarios.find(name)
+        assert scenarios.summary(scenario)
+        assert callable(scenario.inside)
+        assert scenarios.deadline_s(scenario) > 0
