@@ -100,18 +100,20 @@ class LevelDevice:
         eventfd.drain(self.trigger)
         self.masked = False
 
-    def race(self, count: int, durations: array[int], start: int, allowed_s: float) -> Tally:
+    def race(self, count: int, durations: array[int], allowed_s: float, bearable: int) -> Tally:
         """Assert *count* times, each time waiting until the line is unmasked and quiet.
 
-        :param durations: where the round trips go, in ns, from index *start* on; 0 stands for a lost one.
+        :param durations: where the round trips go, in ns; 0 stands for a lost one.
         :param allowed_s: how long one may take before it counts as lost and :meth:`reset` is done.
-        :return: the figures; fewer than *count* assertions if a descriptor given to :meth:`watch` was readable.
+        :param bearable: so many losses end the race.
+        :return: the figures; fewer than *count* assertions if that happened, or if a descriptor given to
+            :meth:`watch` was readable.
         """
         # Names of this function only: the loop runs for every interrupt.
         registers, poll, trigger, unmask = self.registers, self._poller.poll, self.trigger, self.unmask
         write, read, now, allowed_ms = os.eventfd_write, os.eventfd_read, time.perf_counter_ns, int(allowed_s * 1000)
         number, acknowledged, lost, refired = registers[_CAUSE_WORD], 0, 0, 0
-        for place in range(start, start + count):
+        for place in range(count):
             number = number + 1 & _WORD
             self.masked = True
             began = now()
@@ -119,7 +121,7 @@ class LevelDevice:
             write(trigger, 1)
             while ready := poll(allowed_ms):
                 if ready[0][0] != unmask:
-                    return Tally(place - start, acknowledged, lost, refired)
+                    return Tally(place, acknowledged, lost, refired)
                 read(unmask)
                 if registers[_ACKNOWLEDGE_WORD] == number:
                     durations[place] = now() - began
@@ -133,6 +135,8 @@ class LevelDevice:
                 lost += 1
                 self.reset()
                 number = registers[_CAUSE_WORD]
+                if lost >= bearable:
+                    return Tally(place + 1, acknowledged, lost, refired)
         return Tally(count, acknowledged, lost, refired)
 
     def close(self) -> None:

@@ -37,6 +37,7 @@ class Word(IntEnum):
     ACKNOWLEDGE_2 = 0x20 // 4
     HOLD = 0x24 // 4
     COMMAND = 0x28 // 4
+    NUDGE = 0x2C // 4
     READY = 0x80 // 4
     HANDLER_RUNS = 0x84 // 4
     IDLE_RUNS = 0x88 // 4

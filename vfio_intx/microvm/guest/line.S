@@ -14,6 +14,7 @@
         .set    IOAPIC,         0xfec00000
         .set    LAPIC,          0xfee00000
         .set    DOORBELL_VECTOR, 0x50
+        .set    NUDGE_VECTOR,   0x51
         .set    FAULT_PORT,     0xf4
         .set    READY_MARK,     0x58544e49
 
@@ -29,6 +30,8 @@
         .set    ACKNOWLEDGE_2,  0x2020
         .set    HOLD,           0x2024          /* 1: wait before quieting, 2: wait between quieting and EOI */
         .set    COMMAND,        0x2028          /* 1: mask the pin, 2: unmask it; taken up at the doorbell */
+
+        .set    NUDGE,          0x202c          /* 1: send an IPI to oneself after the EOI; see "nudge" below */
 
         /* Words that the guest writes, on other cache lines. */
         .set    READY,          0x2080
@@ -51,9 +54,11 @@ start:
         mov     cx, 224
         mov     ax, offset stray
         call    fill_vectors
+        mov     word ptr [0x2f * 4], offset spurious_slave
         movzx   ebx, byte ptr [VECTOR]
         mov     word ptr [ebx * 4], offset line
         mov     word ptr [DOORBELL_VECTOR * 4], offset doorbell
+        mov     word ptr [NUDGE_VECTOR * 4], offset nudged
 
         /* Both PICs: vectors 0x20 and 0x28, everything masked. An unprogrammed PIC would deliver vector 2. */
         mov     al, 0x11
@@ -178,6 +183,8 @@ eoi:
         jne     1f
         mov     ebx, LAPIC
         mov     dword ptr [ebx + 0xb0], 0
+        cmp     byte ptr [NUDGE], 0
+        jne     nudge
         pop     ebx
         pop     eax
         iret
@@ -188,6 +195,23 @@ eoi:
 2:      out     0x20, al
         pop     ebx
         pop     eax
+        iret
+
+        /*
+         * Some backends that emulate the guest take note of an EOI that userspace has to hear of, but do not leave
+         * the guest for it before the next event. An interrupt is one, and this one goes to nobody.
+         */
+nudge:
+        mov     dword ptr [ebx + 0x300], 0x40000 + NUDGE_VECTOR
+        pop     ebx
+        pop     eax
+        iret
+
+nudged:
+        push    ebx
+        mov     ebx, LAPIC
+        mov     dword ptr [ebx + 0xb0], 0
+        pop     ebx
         iret
 
 nothing:
@@ -265,6 +289,12 @@ doorbell:
         pop     eax
         iret
 
+        /* A level that went away while the slave PIC was being asked: the master has the cascade in service. */
+spurious_slave:
+        push    eax
+        mov     al, 0x20
+        out     0x20, al
+        pop     eax
 stray:
         inc     dword ptr [STRAYS]
         iret

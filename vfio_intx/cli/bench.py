@@ -1,0 +1,213 @@
+"""``vfio-intx bench``: the schemes side by side on this host's KVM, and the most that any of them could reach."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vfio_intx.abi import kvm
+from vfio_intx.abi.call import close_all
+from vfio_intx.chain.scheme import Scheme
+from vfio_intx.errors import UsageError, WorldError
+from vfio_intx.host.kernel import read_kernel
+from vfio_intx.host.root import HostRoot
+from vfio_intx.names import parse_natural
+
+if TYPE_CHECKING:
+    from vfio_intx.microvm.figures import BenchFigures, SchemeFigures
+
+_DEFAULT_COUNT, _MOST_COUNT = 10_000, 10_000_000
+_MOST_SECONDS = 86_400
+_BAR_CELLS = 40
+_STATUS_INTERRUPTED = 130
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    parser.add_argument("--scheme", action="append", help="only this scheme (more than once for several)")
+    parser.add_argument("--count", help=f"interrupts for each scheme (default {_DEFAULT_COUNT}, most {_MOST_COUNT})")
+    parser.add_argument("--json", action="store_true", help="print vfio-intx/bench/1 instead of a table")
+    parser.add_argument("--plot", metavar="FILE", help="also draw the round trips into this SVG file")
+    parser.add_argument("--ceiling", action="store_true", help="only run the ceiling, as a load on the host's KVM")
+    parser.add_argument("--seconds", help="with --ceiling: for so long (default 2); Ctrl-C ends it earlier")
+
+
+def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
+    """Race and print; 130 after Ctrl-C, with the figures there were by then."""
+    root = root or HostRoot()
+    schemes = _schemes(arguments.scheme)
+    plot = _plot_file(arguments.plot)
+    if arguments.seconds is not None and not arguments.ceiling:
+        raise UsageError("--seconds goes with --ceiling", hint="without it, say how many: --count N")
+    kvm_fd = kvm.open_kvm(root.at("dev/kvm"))
+    try:
+        return _ceiling(arguments, kvm_fd, root) if arguments.ceiling else _race(arguments, kvm_fd, schemes, plot, root)
+    finally:
+        close_all(kvm_fd)
+
+
+def _schemes(names: list[str] | None) -> list[Scheme]:
+    wanted = [Scheme.parse(name) for name in names or []]
+    return [scheme for scheme in Scheme if scheme in wanted] or list(Scheme)
+
+
+def _plot_file(name: str | None) -> Path | None:
+    if name is None:
+        return None
+    path = Path(name)
+    if path.suffix != ".svg":
+        raise UsageError(f"--plot draws SVG only, not {path.suffix or 'a file without a suffix'}", hint="name it *.svg")
+    if not path.parent.is_dir():
+        raise UsageError(f"--plot: there is no directory {path.parent}")
+    return path
+
+
+def _count(text: str | None, otherwise: int) -> int:
+    if text is None:
+        return otherwise
+    return parse_natural(text, "--count", least=1, most=_MOST_COUNT)
+
+
+def _race(arguments: argparse.Namespace, kvm_fd: int, schemes: list[Scheme], plot: Path | None, root: HostRoot) -> int:
+    from vfio_intx.microvm.bench import race
+
+    count = _count(arguments.count, _DEFAULT_COUNT)
+    figures = race(kvm_fd, schemes, count, progress=_Progress())
+    if arguments.json:
+        from vfio_intx.cli.output import print_json
+        from vfio_intx.microvm.figures import payload
+
+        print_json("bench/1", payload(figures, _host(root)))
+    else:
+        _print_table(figures)
+    if plot is not None:
+        _draw(figures, plot)
+    if figures.partial:
+        print("vfio-intx bench: interrupted; these are the figures of the rounds that had ended", file=sys.stderr)
+        return _STATUS_INTERRUPTED
+    return 0
+
+
+def _ceiling(arguments: argparse.Namespace, kvm_fd: int, root: HostRoot) -> int:
+    from vfio_intx.cli.output import print_json
+    from vfio_intx.microvm.bench import CEILING_S, Ceiling
+    from vfio_intx.microvm.figures import ceiling_payload
+
+    count = _count(arguments.count, 0) or None
+    default = CEILING_S if count is None else _MOST_SECONDS
+    given = arguments.seconds
+    seconds = parse_natural(given, "--seconds", least=1, most=_MOST_SECONDS) if given is not None else default
+    ceiling = Ceiling(kvm_fd)
+    partial = False
+    try:
+        print(f"ceiling: pid {os.getpid()} gsi {ceiling.figures.gsi}", file=sys.stderr, flush=True)
+        try:
+            ceiling.run(seconds, count)
+        except KeyboardInterrupt:
+            partial = True
+    finally:
+        ceiling.close()
+    figures = ceiling.figures
+    if arguments.json:
+        said = {"pid": os.getpid(), "partial": partial, "ceiling": ceiling_payload(figures)}
+        print_json("bench/1", {"host": _host(root), **said, "schemes": []})
+    else:
+        print(f"{figures.interrupts} interrupts in {figures.seconds:.3f} s: {figures.rate:.0f} a second")
+    return _STATUS_INTERRUPTED if partial else 0
+
+
+def _host(root: HostRoot) -> dict[str, object]:
+    kernel = read_kernel(root)
+    return {
+        "kernel": kernel.release.value,
+        "kvm": list(kernel.kvm),
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+    }
+
+
+class _Progress:
+    """One line on stderr that rewrites itself, on a terminal only."""
+
+    def __init__(self) -> None:
+        self._shown = sys.stderr.isatty()
+
+    def __call__(self, done: int, of: int) -> None:
+        if self._shown:
+            end = "\r\x1b[K" if done == of else ""
+            print(f"\rbench: round {done} of {of}{end}", end="", file=sys.stderr, flush=True)
+
+
+_HEADINGS = [
+    "scheme",
+    "pin",
+    "triggers",
+    "handler",
+    "acked",
+    "lost",
+    "repeated",
+    "wake-ups",
+    "p50_us",
+    "p99",
+    "p99.9",
+    "max",
+    "per_s",
+    "p50_x",
+    "p99_x",
+]
+
+
+def _print_table(figures: BenchFigures) -> None:
+    rows = [[heading.replace("_", " ") for heading in _HEADINGS]]
+    rows += [_cells(figures, row) for row in figures.schemes]
+    widths = [max(len(row[place]) for row in rows) for place in range(len(_HEADINGS))]
+    for row in rows:
+        names = f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}"
+        print("  ".join([names, *(cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True))]))
+    if figures.ceiling is not None:
+        print(f"\nceiling, an irqfd that is its own resample eventfd: {figures.ceiling.rate:.0f} a second")
+    _print_bars(figures)
+    for figure in figures.schemes:
+        for note in figure.notes:
+            print(f"{figure.scheme.value} ({figure.pin.label}): {note}")
+
+
+def _cells(figures: BenchFigures, row: SchemeFigures) -> list[str]:
+    trip, ratios = row.round_trip, figures.ratios(row)
+    counts = (row.triggers, row.handler_runs, row.acknowledged, row.lost, row.repeated)
+    trips = [f"{value:.1f}" for value in (trip.p50, trip.p99, trip.p999, trip.max)] if trip else ["-"] * 4
+    compared = [f"{ratio:.2f}" for ratio in ratios] if ratios else ["-", "-"]
+    wakeups = f"{row.wakeups_per_interrupt:.2f}"
+    return [row.scheme.value, row.pin.label, *map(str, counts), wakeups, *trips, f"{row.rate:.0f}", *compared]
+
+
+def _print_bars(figures: BenchFigures) -> None:
+    from vfio_intx.cli.output import console
+    from vfio_intx.microvm.chart import bar_length
+
+    if not sys.stdout.isatty():
+        return
+    out = console()
+    longest = max((row.round_trip.p50 for row in figures.schemes if row.round_trip), default=0.0)
+    out.print("\nround trip, p50")
+    for row in figures.schemes:
+        label = f"{row.scheme.value} ({row.pin.label})"
+        if row.round_trip is None:
+            out.print(f"  {label:<22} nothing ever came back", style="red")
+            continue
+        bar = "█" * bar_length(row.round_trip.p50, longest, _BAR_CELLS)
+        out.print(f"  {label:<22} [blue]{bar}[/blue] {row.round_trip.p50:.1f} us")
+
+
+def _draw(figures: BenchFigures, path: Path) -> None:
+    from vfio_intx.microvm.chart import svg
+
+    triggers = max((row.triggers for row in figures.schemes), default=0)
+    try:
+        path.write_text(svg(figures, f"INTx schemes on this host's KVM, {triggers} interrupts each"), "utf-8")
+    except OSError as error:
+        raise WorldError(f"cannot write {path}: {error.strerror}") from error
