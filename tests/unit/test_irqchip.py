@@ -53,8 +53,8 @@ def test_a_linux_guest_with_a_line_on_gsi_10() -> None:
 
 
 def test_a_stopped_guest_with_its_interrupt_pending() -> None:
-    found = parse_controllers(golden("7.2-pc-kernel-pending-info-pic.txt"), "x")
-    pin = found.ioapic_pin(10)
+    found = parse_controllers(golden("7.2-q35-kernel-pending-info-pic.txt"), "x")
+    pin = found.ioapic_pin(22)
     assert pin is not None
     assert pin.remote_irr
     assert pin.raised

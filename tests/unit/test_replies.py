@@ -33,6 +33,14 @@ def test_a_recorded_pci_tree_with_ports_and_bridges() -> None:
     assert not any(region.is_programmed for region in found["rp0"].regions)
 
 
+def test_a_recorded_line_behind_a_root_port_is_where_its_guest_listened() -> None:
+    functions = replies.functions(tree("7.2-q35-line-query-pci.json"))
+    found = {device.qdev_id: (device, bridges) for device, bridges in functions}
+    device, bridges = found["intx-0000-00-10-0"]
+    assert device.address == "02:00.0"
+    assert candidate_gsis("pc-q35-7.2-machine", GuestView(device, bridges, ()))[0] == 22
+
+
 def test_what_is_below_a_bridge_comes_with_the_bridges_above() -> None:
     inner = {"bus": 2, "slot": 1, "function": 0, "qdev_id": "nic", "regions": [], "irq_pin": 1}
     middle = {"bus": 1, "slot": 0, "function": 0, "qdev_id": "br", "regions": [],
