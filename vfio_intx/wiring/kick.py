@@ -123,7 +123,7 @@ def kick(root: HostRoot, bdf: Bdf, *, dry_run: bool = False) -> Kicked:
                 device = DeviceFile(copy, str(bdf))
                 if _is_that(device, function):
                     candidates += 1
-                    guest_masks |= _unmask(device, dry_run=dry_run)
+                    guest_masks |= unmask(device, dry_run=dry_run)
     if not candidates:
         raise MissingError(f"none of the vfio descriptors of VM {process.label} is {bdf}")
     return Kicked(bdf, process.pid, guest_masks, candidates, before, _moment(root, bdf))
@@ -153,8 +153,11 @@ def _is_that(device: Device, function: PciFunction) -> bool:
     return ids is None or (vendor, product) == (ids.vendor, ids.device)
 
 
-def _unmask(device: Device, *, dry_run: bool) -> bool:
-    """Unmask; whether the guest's own DisINTx is set, in which case the kernel ignores it."""
+def unmask(device: Device, *, dry_run: bool) -> bool:
+    """Ask the kernel to unmask; whether the guest's own DisINTx is set, in which case the kernel ignores it.
+
+    :raise MissingError: the device has no INTx. :raise RefusedError: it is not in INTx mode.
+    """
     if device.irq_info().count == 0:
         raise MissingError(f"{device.name} has no INTx in vfio", hint=f"vfio-intx scan {device.name} says why")
     region = device.region_info(VFIO_PCI_CONFIG_REGION_INDEX)
