@@ -15,7 +15,7 @@ from vfio_intx.chain.scheme import Scheme
 from vfio_intx.errors import UsageError, WorldError
 from vfio_intx.host.kernel import read_kernel
 from vfio_intx.host.root import HostRoot
-from vfio_intx.names import parse_natural
+from vfio_intx.names import Bdf, parse_natural
 
 if TYPE_CHECKING:
     from vfio_intx.microvm.figures import BenchFigures, SchemeFigures
@@ -29,6 +29,9 @@ _STATUS_INTERRUPTED = 130
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     parser.add_argument("--scheme", action="append", help="only this scheme (more than once for several)")
+    parser.add_argument(
+        "--device", metavar="BDF", help="through this device's real line; it must be on vfio-pci, unused"
+    )
     parser.add_argument("--count", help=f"interrupts for each scheme (default {_DEFAULT_COUNT}, most {_MOST_COUNT})")
     parser.add_argument("--json", action="store_true", help="print vfio-intx/bench/1 instead of a table")
     parser.add_argument("--plot", metavar="FILE", help="also draw the round trips into this SVG file")
@@ -43,9 +46,16 @@ def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
     plot = _plot_file(arguments.plot)
     if arguments.seconds is not None and not arguments.ceiling:
         raise UsageError("--seconds goes with --ceiling", hint="without it, say how many: --count N")
+    if arguments.device is not None and arguments.ceiling:
+        raise UsageError("--ceiling has no device in it", hint="leave one of --device and --ceiling out")
+    bdf = Bdf.parse(arguments.device) if arguments.device is not None else None
     kvm_fd = kvm.open_kvm(root.at("dev/kvm"))
     try:
-        return _ceiling(arguments, kvm_fd, root) if arguments.ceiling else _race(arguments, kvm_fd, schemes, plot, root)
+        if arguments.ceiling:
+            return _ceiling(arguments, kvm_fd, root)
+        if bdf is not None:
+            return _race_device(arguments, kvm_fd, bdf, schemes, plot, root)
+        return _race(arguments, kvm_fd, schemes, plot, root)
     finally:
         close_all(kvm_fd)
 
@@ -76,12 +86,34 @@ def _race(arguments: argparse.Namespace, kvm_fd: int, schemes: list[Scheme], plo
     from vfio_intx.microvm.bench import race
 
     count = _count(arguments.count, _DEFAULT_COUNT)
-    figures = race(kvm_fd, schemes, count, progress=_Progress())
+    return _show(race(kvm_fd, schemes, count, progress=_Progress()), {}, arguments, plot, root)
+
+
+def _race_device(
+    arguments: argparse.Namespace, kvm_fd: int, bdf: Bdf, schemes: list[Scheme], plot: Path | None, root: HostRoot
+) -> int:
+    from vfio_intx.microvm.device_bench import device_payload, race_device
+    from vfio_intx.wiring.device_files import open_device
+
+    count = _count(arguments.count, _DEFAULT_COUNT)
+    with open_device(root, bdf) as opened:
+        raced = race_device(kvm_fd, opened, root, schemes, count, progress=_Progress())
+    device = device_payload(raced)
+    if not arguments.json:
+        made = f"its own interrupt, as {raced.card}" if raced.card else "VFIO's software trigger (no card file)"
+        counted = ", ".join(f"{scheme.value} {number}" for scheme, number in raced.host_interrupts.items())
+        print(f"{raced.bdf} ({raced.ids}): {made}; host IRQ {raced.host_irq} counted {counted}\n")
+    return _show(raced.bench, {"device": device}, arguments, plot, root)
+
+
+def _show(
+    figures: BenchFigures, extra: dict[str, object], arguments: argparse.Namespace, plot: Path | None, root: HostRoot
+) -> int:
     if arguments.json:
         from vfio_intx.cli.output import print_json
         from vfio_intx.microvm.figures import payload
 
-        print_json("bench/1", payload(figures, _host(root)))
+        print_json("bench/1", {**payload(figures, _host(root)), **extra})
     else:
         _print_table(figures)
     if plot is not None:

@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "status": ("status", "lines in running VMs: scheme, proof, counters"),
     "trace": ("trace", "time every stage of every interrupt of one line"),
     "kick": ("kick", "reopen a line that is masked and has no one left to unmask it"),
+    "selftest": ("selftest", "whether this host's KVM can carry an INTx line, tried on /dev/kvm alone"),
     "bench": ("bench", "the schemes side by side on this host's KVM, and the ceiling"),
     "lab": ("lab", "the nested host: run a scenario in it, list them, or a shell"),
 }

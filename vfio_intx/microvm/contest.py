@@ -41,8 +41,8 @@ _NOTE_EARLY = (
 )
 _NOTE_GUESS = "the guess was wrong {} times: the access was not the one that quiets the card, and vfio fired again"
 _NOTE_STALE = (
-    "{} unmasks met a card that asserted: they answered a repeated run of the handler, or a KVM that acknowledges before "
-    "the handler has run; vfio fired again each time"
+    "{} unmasks met a card that asserted: they answered a repeated run of the handler, or a KVM that acknowledges "
+    "before the handler has run; vfio fired again each time"
 )
 _NOTE_OUT = "stopped early: {} assertions in a row of rounds were lost"
 

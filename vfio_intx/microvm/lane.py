@@ -10,12 +10,13 @@ from __future__ import annotations
 import select
 import time
 from array import array
+from collections.abc import Callable
 
 from vfio_intx.abi import eventfd, kvm
 from vfio_intx.abi.call import close_all
 from vfio_intx.chain.scheme import Scheme
 from vfio_intx.deadline import Deadline
-from vfio_intx.errors import RefusedError
+from vfio_intx.errors import RefusedError, VerifyError
 from vfio_intx.microvm.device import Tally
 from vfio_intx.microvm.guest import Word
 from vfio_intx.microvm.machine import Machine
@@ -26,6 +27,8 @@ from vfio_intx.wiring.undoable import Step, Wired, perform
 
 _WORD = 0xFFFF_FFFF
 _SETTLE_S = 1.0
+#: Between two looks at a line that userspace has yet to open. A real sleep: on one CPU it lets userspace do so.
+_PAUSE_S = 0.00002
 
 
 class Lane:
@@ -64,6 +67,11 @@ class Lane:
         """How often it found nothing to do."""
         return int(self.machine.mailbox[Word.IDLE_RUNS])
 
+    @property
+    def has_registers(self) -> bool:
+        """Whether the guest has a cause register to read."""
+        return self._line.card is not None
+
     def wire(self) -> None:
         """Join card and guest, in the one safe order. :raise KernelError: a step failed, INTx is off again."""
         line, vm, gsi = self._line, self.machine.fd, self._gsi
@@ -79,6 +87,7 @@ class Lane:
         scheme = Step(self.scheme.value, f"scheme {self.scheme.value}", do=self.wiring.wire, undo=self.wiring.unwire)
         unmask = unmask_eventfd_step(line.opened.device, line.eventfds.resample)
         self._wired = perform(line_steps(line.opened.device, line.eventfds.trigger, (observer, scheme, unmask)))
+        line.hand_overs += 1
 
     def unwire(self) -> None:
         """Take them apart, INTx off. Harmless when not wired."""
@@ -86,26 +95,29 @@ class Lane:
             wired, self._wired = self._wired, None
             wired.unwire()
 
-    def race(self, count: int, durations: array[int], start: int, allowed_s: float) -> Tally:
+    def race(self, count: int, durations: array[int], allowed_s: float, bearable: int) -> Tally:
         """Assert *count* times, each time waiting until the guest has quieted the card and the line is open.
 
-        :param durations: where the round trips go, in ns, from index *start* on; 0 stands for a lost one.
+        :param durations: where the round trips go, in ns; 0 stands for a lost one.
         :param allowed_s: how long one may take before it counts as lost and the line is reset.
-        :return: the figures; fewer than *count* assertions if the vCPU has died.
+        :param bearable: stop after so many lost ones.
+        :return: the figures; fewer than *count* assertions if that stopped it, or if the vCPU has died.
+        :raise VerifyError: the guest's pin does not come to rest between two interrupts.
         """
         words, poll, eoi, now = self.machine.mailbox, self._poller.poll, self._eoi, time.perf_counter_ns
-        fire, is_open, settle = self._line.asserter.fire, self._line.is_open, self._settle
+        fire, is_open = self._line.asserter.fire, self._line.is_open
         runs, idle, allowed_ms = Word.HANDLER_RUNS, Word.IDLE_RUNS, int(allowed_s * 1000)
-        acknowledged, lost = 0, 0
-        for place in range(start, start + count):
+        acknowledged, lost, place = 0, 0, 0
+        while place < count and lost < bearable:
+            self._rest()
             before = words[runs] - words[idle]
             began = now()
             fire()
             while ready := poll(allowed_ms):
                 if ready[0][0] != eoi:
-                    return Tally(place - start, acknowledged, lost, 0)
+                    return Tally(place, acknowledged, lost)
                 eventfd.drain(eoi)
-                if (words[runs] - words[idle] - before) & _WORD and (is_open() or settle()):
+                if (words[runs] - words[idle] - before) & _WORD and (is_open() or self._wait_open()):
                     durations[place] = now() - began
                     acknowledged += 1
                     break
@@ -113,16 +125,34 @@ class Lane:
                 durations[place] = 0
                 lost += 1
                 self._line.reset()
-        return Tally(count, acknowledged, lost, 0)
+            place += 1
+        return Tally(place, acknowledged, lost)
 
-    def _settle(self) -> bool:
+    def _rest(self) -> None:
+        """Wait until the last interrupt has left no trace, so that what is heard next belongs to the next one.
+
+        Where userspace lowers the level, the guest is interrupted again until it has done so. The pin is at rest once
+        it is low and no EOI is due; KVM signals an EOI before it clears that mark, so none is under way then.
+        """
+        if self.scheme is not Scheme.IRQFD:
+            _until(self._pin_rests, "guest's pin to come to rest")
+            eventfd.drain(self._eoi)
+
+    def _pin_rests(self) -> bool:
+        ioapic = kvm.decode_ioapic(kvm.get_irqchip(self.machine.fd, kvm.Chip.IOAPIC))
+        return not ioapic.is_requested(self._gsi) and not ioapic.is_remote_irr(self._gsi)
+
+    def _wait_open(self) -> bool:
         """Wait until userspace has opened the line: it hears of the EOI when we do."""
-        deadline = Deadline.after("line to open", _SETTLE_S)
-        while not self._line.is_open():
-            if deadline.passed():
-                return False
-            time.sleep(0)
+        try:
+            _until(self._line.is_open, "line to open")
+        except VerifyError:
+            return False
         return True
+
+    def settle(self) -> None:
+        """Wait until all handler runs of the last round are over. :raise VerifyError: they go on."""
+        _until(self._pin_rests, "guest's pin to come to rest")
 
     def close(self) -> None:
         """Unwire, stop the guest, give everything back. Harmless when done twice."""
@@ -132,3 +162,11 @@ class Lane:
             self.machine.close()
             close_all(self._eoi, self._never)
             self._eoi = self._never = -1
+
+
+def _until(ready: Callable[[], bool], what: str) -> None:
+    deadline = Deadline.after(what, _SETTLE_S)
+    while not ready():
+        if deadline.passed():
+            raise VerifyError(f"waited {_SETTLE_S:g} s for the {what} in vain")
+        time.sleep(_PAUSE_S)

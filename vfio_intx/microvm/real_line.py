@@ -29,12 +29,14 @@ class RealLine:
 
     :ivar card: the card file in use, None where only the software trigger is left.
     :ivar asserter: who makes it interrupt; :attr:`asserter.real` says whether that is the card itself.
+    :ivar hand_overs: how often it has been wired to a machine.
     """
 
     def __init__(self, opened: OpenDevice, root: HostRoot) -> None:
         """:raise MissingError: no INTx, or registers that cannot be mapped. :raise KernelError: see errno."""
         require_intx(opened.device)
         self.opened = opened
+        self.hand_overs = 0
         ids = opened.function.ids.value
         self.card = card_for(ids.vendor, ids.device) if ids else None
         self.memory: mmap.mmap | None = None
