@@ -28,7 +28,7 @@ ALLOWED_S = 2.0
 EDGE_ALLOWED_S, EDGE_ROUNDS = 0.01, 20
 #: So many losses in one round and the scheme is out: a billion times two seconds are too long to wait for.
 _TOO_MANY_LOST = 5
-_PROBE_ROUNDS, _PROBE_ALLOWED_S = 5, 0.1
+_PROBE_ROUNDS, _PROBE_ALLOWED_S = 5, 0.05
 _WORD = 0xFFFF_FFFF
 
 _NOTE_EDGE = "every assertion left the line masked; it was then opened by force, {} times, and that is the whole run"
@@ -90,7 +90,7 @@ class Contestant:
         if scheme is Scheme.EDGE:
             return
         durations = array("Q", bytes(8 * _PROBE_ROUNDS))
-        tally = self._device.race(_PROBE_ROUNDS, durations, _PROBE_ALLOWED_S, _PROBE_ROUNDS)
+        tally = self._device.race(_PROBE_ROUNDS, durations, _PROBE_ALLOWED_S, 1)
         if scheme is Scheme.SPLIT and tally.lost:
             self._machine.mailbox[Word.NUDGE] = 1
             self.figures.notes.append(_NOTE_NUDGE)

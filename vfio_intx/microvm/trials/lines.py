@@ -142,8 +142,8 @@ def _early(ground: Ground, pin: Pin) -> Row:
         "none while the handler waits, one after its EOI",
         lambda: _order(ground, pin),
         good="the acknowledge means that the guest has quieted the card",
-        bad="KVM acknowledges before the handler has run: the line opens too early, the card fires again, and the guest "
-        "runs its handler more often than needed; nothing is lost",
+        bad="KVM acknowledges before the handler has run: the line opens too early, the card fires again, and the "
+        "guest runs its handler more often than needed; nothing is lost",
     )
 
 
@@ -200,10 +200,8 @@ def _masked(ground: Ground) -> tuple[bool, str]:
         line.machine.command(Command.UNMASK_PIN)
         quiet = line.serve(line.is_quiet)
         runs = line.runs - while_masked
-    how = (
-        f"{while_masked or 'no'} handler run while masked, then {runs}, card {'quiet' if quiet else 'still asserting'}"
-    )
-    return quiet and not while_masked and runs > 0, how
+    how = f"{while_masked or 'no'} handler run while masked, then {runs}"
+    return quiet and not while_masked and runs > 0, f"{how}, card {'quiet' if quiet else 'still asserting'}"
 
 
 def _deassigned(ground: Ground) -> tuple[bool, str]:
