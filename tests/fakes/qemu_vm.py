@@ -23,7 +23,7 @@ class FakeVm:
     :ivar ioapic: ``kvm-ioapic`` or ``ioapic``; *lapic*: ``kvm-apic`` or ``apic``.
     :ivar counts: GSI -> interrupts that QEMU itself raised.
     :ivar guest: what the guest does with a new device: ``listens``, ``programs`` its BARs only, or ``ignores`` it.
-    :ivar unplugs: whether the guest answers an unplug request.
+    :ivar unplugs: whether the guest answers an unplug request; *refuses_unplug*: whether its answer is no.
     :ivar gsi: where the guest routes the line of a new device.
     :ivar faults: command -> ``hang``, ``die``, ``garbage`` or an error's words; prefixed by ``after-`` the
         command does its work first.
@@ -39,6 +39,7 @@ class FakeVm:
     counts: dict[int, int] = field(default_factory=dict)
     guest: str = "listens"
     unplugs: bool = True
+    refuses_unplug: bool = False
     gsi: int = 11
     faults: dict[str, str] = field(default_factory=dict)
     devices: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -56,6 +57,10 @@ class FakeVm:
     def _serve(self, line: Line, request: dict[str, Any]) -> None:
         command = request["execute"]
         self.heard.append(request)
+        if command == "qom-list" and self.refuses_unplug and any(one["execute"] == "device_del" for one in self.heard):
+            for name in self.devices:
+                data = {"device": name, "path": f"/machine/peripheral/{name}"}
+                line.say({"event": "DEVICE_UNPLUG_GUEST_ERROR", "data": data, "timestamp": {}})
         self.on_command(command)
         fault = self.faults.get(command, "")
         reply: dict[str, Any] = {"id": request.get("id")}

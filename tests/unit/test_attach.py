@@ -322,6 +322,25 @@ def test_a_guest_that_does_not_let_go(bench: Bench, running: bool) -> None:
     assert ID in bench.vm.devices
 
 
+def test_a_guest_that_says_no(bench: Bench) -> None:
+    bench.json(*ATTACH)
+    bench.vm.unplugs, bench.vm.refuses_unplug = False, True
+    assert "the guest refuses to let the device go" in bench.refused("detach", BDF, "--timeout", "20")
+
+
+def test_an_unplug_that_is_under_way_already_is_waited_for(bench: Bench) -> None:
+    bench.json(*ATTACH)
+    bench.vm.faults["device_del"] = f"Device {ID} is already in the process of unplug"
+
+    def let_go(asked: str) -> None:
+        bench.tick(asked)
+        if asked == "qom-list" and bench.sent("device_del"):
+            bench.vm.devices.clear()
+
+    bench.vm.on_command = let_go
+    assert bench.json("detach", BDF)["was_attached"] is True
+
+
 def test_status_of_one_vm(bench: Bench) -> None:
     bench.json(*ATTACH)
     (vm_found,) = bench.json("status", "--interval", "0.05")["vms"]

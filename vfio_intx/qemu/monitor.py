@@ -13,6 +13,7 @@ not read (so we hold the socket and shut it down).
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import socket
 from collections import deque
@@ -99,7 +100,7 @@ def human(monitor: Monitor, line: str, *, budget_s: float | None = None) -> str:
 
 
 class QmpMonitor:
-    """A monitor on a connected stream socket.
+    """A monitor on a connected stream socket. It runs a loop of its own, so a task of another loop must use a thread.
 
     :param sock: connected, non-blocking; it belongs to the monitor from now on, also if this raises.
     :param name: the monitor in words.
@@ -114,9 +115,7 @@ class QmpMonitor:
     ) -> None:
         from qemu.qmp import QMPClient
 
-        # Without a handler, qemu.qmp's complaints about a bad peer would land raw on stderr.
-        logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
-        logging.getLogger("qemu.qmp").propagate = False
+        _keep_quiet()
         self._name = name
         self._peer_pid = peer_pid
         self._budget_s = budget_s
@@ -274,6 +273,13 @@ class QmpMonitor:
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         self.close()
+
+
+@functools.cache
+def _keep_quiet() -> None:
+    """Without a handler of its own, qemu.qmp's complaints about a bad peer would land raw on stderr."""
+    logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
+    logging.getLogger("qemu.qmp").propagate = False
 
 
 def _innermost(error: BaseException) -> BaseException:
