@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -109,8 +110,11 @@ def mirror_for(suite: str, sources: Iterable[Source]) -> Source:
 class PackageLists:
     """The package lists of one suite, kept in *folder*; the system's own are neither read nor changed."""
 
-    def __init__(self, suite: str, folder: Path, sources: Iterable[Source] | None = None) -> None:
+    def __init__(
+        self, suite: str, folder: Path, sources: Iterable[Source] | None = None, *, source: bool = False
+    ) -> None:
         self.suite = suite
+        self._kind = "deb-src" if source else "deb"
         self.folder = folder
         self._source = mirror_for(suite, machine_sources() if sources is None else sources)
 
@@ -142,6 +146,18 @@ class PackageLists:
         (archive,) = folder.glob("*.deb")
         return archive
 
+    def download_source(self, package: str, folder: Path) -> Path:
+        """Fetch and verify the source of *package*; its ``.dsc``. For lists made with *source*.
+
+        :raise MissingError: with apt's words if that fails.
+        """
+        # Whole or not at all, and only the newest: what an earlier run left is of no use to anybody.
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        self._apt("apt-get", "source", "--download-only", package, cwd=folder)
+        (description,) = folder.glob("*.dsc")
+        return description
+
     def _line(self) -> str:
         options = dict(self._source.options)
         key = options.get("signed-by", "")
@@ -151,7 +167,7 @@ class PackageLists:
             file.write_text(key.strip() + "\n", "utf-8")
             options["signed-by"] = str(file)
         kept = " ".join(f"{name}={value}" for name, value in options.items() if name in _KEPT)
-        return f"deb {f'[{kept}] ' if kept else ''}{self._source.uri} {self.suite} main\n"
+        return f"{self._kind} {f'[{kept}] ' if kept else ''}{self._source.uri} {self.suite} main\n"
 
     def _apt(self, program: str, *words: str, cwd: Path | None = None) -> str:
         options = {
