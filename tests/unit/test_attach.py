@@ -298,7 +298,7 @@ def test_a_scheme_that_qemu_cannot_be_told(bench: Bench, scheme: str, capsys: py
 def test_detach_takes_it_out_and_a_second_one_finds_nothing_to_do(bench: Bench) -> None:
     bench.json(*ATTACH)
     assert bench.json("detach", BDF) == {
-        "schema": "vfio-intx/detach/1", "device": BDF, "id": ID, "was_attached": True, "host_interrupt_released": True,
+        "schema": "vfio-intx/detach/1", "device": BDF, "id": ID, "was_attached": True, "released": True,
     }  # fmt: skip
     assert bench.vm.devices == {}
     assert bench.json("detach", BDF)["was_attached"] is False

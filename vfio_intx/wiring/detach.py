@@ -11,14 +11,15 @@ from vfio_intx.qemu.guestpci import PassedThrough, list_passed_through
 from vfio_intx.qemu.monitor import Monitor
 from vfio_intx.wiring.hotplug import remove, wait_released
 
-_RELEASE_S = 2.0
+#: QEMU closes the device from its main loop after a grace period of its RCU: milliseconds, seconds under TCG.
+_RELEASE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Detached:
     """What was done. ``was_there`` is False where the VM did not have the function: then nothing was.
 
-    :ivar released: whether vfio has dropped its interrupt handler; False where that took longer than two seconds.
+    :ivar released: whether QEMU has closed the function and its group; False where that took longer than 5 s.
     """
 
     bdf: Bdf
@@ -32,14 +33,14 @@ class Detached:
             "device": str(self.bdf),
             "id": self.device_id,
             "was_attached": self.was_there,
-            "host_interrupt_released": self.released,
+            "released": self.released,
         }
 
     def in_words(self) -> str:
         """For people, one or two lines."""
         if not self.was_there:
             return f"{self.bdf} is not in this VM: nothing to do"
-        late = "" if self.released else "\n  note: QEMU has not closed it yet, its host interrupt is still taken"
+        late = "" if self.released else "\n  note: QEMU has not closed it yet; wait before it is bound elsewhere"
         return f"{self.bdf} is out of the VM; it is still bound to vfio-pci (vfio-intx restore gives it back){late}"
 
 
@@ -58,7 +59,8 @@ def detach(monitor: Monitor, root: HostRoot, bdf: Bdf, *, timeout_s: float = 10.
     if device is None:
         return Detached(bdf, None, was_there=False, released=True)
     remove(monitor, device.path, device.id, budget_s=timeout_s)
-    return Detached(bdf, device.id, was_there=True, released=wait_released(root, bdf, budget_s=_RELEASE_S))
+    released = wait_released(monitor, root, bdf, budget_s=_RELEASE_S)
+    return Detached(bdf, device.id, was_there=True, released=released)
 
 
 def detach_command(monitor: Monitor, bdf: Bdf) -> str | None:

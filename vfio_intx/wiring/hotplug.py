@@ -7,10 +7,12 @@ from contextlib import contextmanager
 
 from vfio_intx.deadline import Deadline
 from vfio_intx.errors import PeerError, PeerGone, PeerRefused, PeerTimeout
+from vfio_intx.host.holders import group_holders
+from vfio_intx.host.pci import read_function
 from vfio_intx.host.root import HostRoot
-from vfio_intx.names import Bdf
+from vfio_intx.names import Bdf, IommuGroup
 from vfio_intx.qemu import replies
-from vfio_intx.qemu.guestpci import is_present
+from vfio_intx.qemu.guestpci import is_present, list_passed_through
 from vfio_intx.qemu.monitor import Monitor, ask
 from vfio_intx.wiring.verify import read_host_line
 
@@ -88,9 +90,27 @@ def _is_gone(monitor: Monitor, path: str, device_id: str | None) -> bool:
     return not there
 
 
-def wait_released(root: HostRoot, bdf: Bdf, *, budget_s: float) -> bool:
-    """Whether vfio has dropped its INTx handler for *bdf* within that time; QEMU closes the device a little later."""
-    return Deadline.after("vfio drops the interrupt", budget_s).poll(lambda: read_host_line(root, bdf) is None)
+def wait_released(monitor: Monitor, root: HostRoot, bdf: Bdf, *, budget_s: float) -> bool:
+    """Whether QEMU has closed *bdf* within that time: no INTx handler of vfio's, and its group not open any more.
+
+    QEMU closes a little after it has told that the device is gone. A group that it keeps for another device of the
+    VM is not waited for.
+    """
+    group = _group(root, bdf)
+    kept = any(_group(root, one.host) == group for one in list_passed_through(monitor) if one.host is not None)
+    holders = None if kept else group
+
+    def closed() -> bool:
+        if read_host_line(root, bdf) is not None:
+            return False
+        return holders is None or monitor.peer_pid not in {holder.pid for holder in group_holders(root, holders)}
+
+    return Deadline.after("QEMU closes the device", budget_s).poll(closed)
+
+
+def _group(root: HostRoot, bdf: Bdf) -> IommuGroup | None:
+    function = read_function(root, bdf)
+    return None if function is None else function.group.value
 
 
 @contextmanager
