@@ -355,17 +355,22 @@ def test_status_of_a_vm_without_lines(bench: Bench, capsys: pytest.CaptureFixtur
     assert "no lines" in capsys.readouterr().out
 
 
-def test_ctrl_c_after_device_add_takes_the_device_out_and_says_so(
-    bench: Bench, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_device_add_takes_the_device_out_and_says_so(
+    bench: Bench, capsys: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
     def interrupt(asked: str) -> None:
         bench.tick(asked)
         if asked == "query-pci" and bench.sent("query-pci") == [{}]:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
     bench.vm.guest = "ignores"
     bench.vm.on_command = interrupt
-    assert bench.run("attach", BDF, "--timeout", "30") == 130
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert bench.run("attach", BDF, "--timeout", "30") == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     errors = capsys.readouterr().err
     assert errors.splitlines() == [
         "vfio-intx attach: interrupted",

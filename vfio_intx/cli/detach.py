@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from vfio_intx.cli.vm import add_timeout_argument, add_vm_arguments, open_vm
+from vfio_intx.cli.vm import add_timeout_argument, add_vm_arguments, open_vm, treat_termination_as_interrupt
 from vfio_intx.host.root import HostRoot
 
 
@@ -26,6 +26,7 @@ def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
 
     bdf = Bdf.parse(arguments.bdf)
     require_root()
+    treat_termination_as_interrupt()
     root = root or HostRoot()
     with open_vm(arguments, root) as monitor:
         if arguments.dry_run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,11 @@ def parse_seconds(text: str) -> float:
     if not 0 < seconds <= _LONGEST_TIMEOUT_S:
         raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a number of seconds up to {_LONGEST_TIMEOUT_S:g}")
     return seconds
+
+
+def treat_termination_as_interrupt() -> None:
+    """Let SIGTERM end a changing verb as Ctrl-C does, so that what was begun is undone."""
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
 
 
 def names_vm(arguments: argparse.Namespace) -> bool:
