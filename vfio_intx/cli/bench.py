@@ -29,9 +29,7 @@ _STATUS_INTERRUPTED = 130
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     parser.add_argument("--scheme", action="append", help="only this scheme (more than once for several)")
-    parser.add_argument(
-        "--device", metavar="BDF", help="through this device's real line; it must be on vfio-pci, unused"
-    )
+    parser.add_argument("--device", metavar="BDF", help="through the real line of this device, which is on vfio-pci")
     parser.add_argument("--count", help=f"interrupts for each scheme (default {_DEFAULT_COUNT}, most {_MOST_COUNT})")
     parser.add_argument("--json", action="store_true", help="print vfio-intx/bench/1 instead of a table")
     parser.add_argument("--plot", metavar="FILE", help="also draw the round trips into this SVG file")

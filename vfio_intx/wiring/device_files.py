@@ -29,7 +29,7 @@ _NO_IOMMU_HINT = "switch it on in the firmware (VT-d, AMD-Vi) and boot with inte
 class OpenDevice:
     """A function in our hands. Closing the device file disables its INTx and gives the group back.
 
-    :ivar function: its facts as they were just before it was opened.
+    :ivar function: its facts as they were just after it was opened.
     :ivar device: the calls on it.
     """
 
@@ -89,6 +89,8 @@ def open_device(root: HostRoot, bdf: Bdf) -> OpenDevice:
         _join(root, container, group_fd, function, group)
         device_fd = _device_fd(group_fd, bdf)
         stack.callback(os.close, device_fd)
+        # Read again: opening it enabled the function, and only then is its IRQ known (pci_enable_device()).
+        function = read_function(root, bdf) or function
         return OpenDevice(function, group, vfio.DeviceFile(device_fd, str(bdf)), stack.pop_all())
 
 
