@@ -118,7 +118,11 @@ def test_a_status_is_read(tmp_path: Path) -> None:
 
 def test_a_lost_lab_says_when_and_of_what(tmp_path: Path) -> None:
     deadline = Deadline.after("scenario x", 5)
-    before = lost(tmp_path, Ended(1, ("[ 1.0] Kernel panic - not syncing: \x1b[2Jno init",)), deadline)
+    console = tmp_path / "console"
+    console.write_text(
+        "x\n" * 50_000 + "[ 1.0] Kernel panic - not syncing: \x1b[2Jno init\r\n" + "[ 1.1] a trace\n" * 40
+    )
+    before = lost(tmp_path, Ended(1, ("[ 1.1] a trace",)), deadline)
     assert isinstance(before, LabLost)
     assert "before it came up: [ 1.0] Kernel panic - not syncing: \\x1b[2Jno init" in str(before)
     (tmp_path / "started").touch()

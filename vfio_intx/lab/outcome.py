@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,9 @@ from vfio_intx.lab.supervise import Ended
 from vfio_intx.names import escape
 
 _STATUS = re.compile(rb"[0-9]{1,3}\n")
-_DEATH = re.compile(r"Kernel panic|Oops|BUG:|Out of memory|watchdog: BUG|general protection fault")
+#: A dying kernel says no more than this.
+_LAST_BYTES = 1 << 16
+_DEATH = re.compile(r"Kernel panic|Oops: |BUG: |Out of memory|general protection fault")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +50,24 @@ def lost(results_dir: Path, ended: Ended, deadline: Deadline) -> LabLost:
         what = f"the lab was stopped after {deadline.budget_s:g} s (deadline: {deadline.name}), "
         what += "its command still running" if came_up else "before it came up"
     else:
-        death = next((line for line in ended.tail if _DEATH.search(line)), None)
+        death = _first_death(results_dir)
         what = f"the lab machine died {'while' if came_up else 'before'} {where}"
-        what += f": {escape(death.strip())}" if death else ""
+        what += f": {escape(death)}" if death else ""
     error = LabLost(
         what, hint=f"its console is {results_dir}/console; run it again: this says nothing of the code in it"
     )
     for line in ended.tail[-8:]:
         error.add_note("console: " + escape(line))
     return error
+
+
+def _first_death(results_dir: Path) -> str | None:
+    """The console's first line of a dying kernel; what comes after it is consequence."""
+    try:
+        with (results_dir / "console").open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - _LAST_BYTES))
+            text = file.read().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return None
+    return next((line.strip() for line in text.splitlines() if _DEATH.search(line)), None)
