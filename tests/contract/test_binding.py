@@ -29,7 +29,7 @@ def host(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Host]:
     if request.param == "fake":
         yield nic_host(tmp_path / "host"), Bdf.parse("0000:00:10.0")
         return
-    machine, bdf = LocalMachine(), Bdf.parse(request.param.bdf)
+    machine, bdf = LocalMachine(), request.param.bdf
     before = read_binding(machine.root, bdf)
     assert before.driver, f"{bdf} must start on its host driver"
     assert not is_vfio_driver(before.driver), f"{bdf} must start on its host driver, not on {before}"

@@ -14,7 +14,8 @@ import pytest
 from tests.fakes.kernel import nic_host
 from tests.fakes.tree import FakeFunction, FakeTree
 from vfio_intx.cli import scan
-from vfio_intx.diagnose.prediction import Masking, Prediction, predict
+from vfio_intx.diagnose.masking import Masking
+from vfio_intx.diagnose.prediction import Prediction, predict
 from vfio_intx.errors import MissingError
 from vfio_intx.host.snapshot import take_snapshot
 from vfio_intx.names import Bdf
@@ -23,7 +24,7 @@ NIC = "0000:00:10.0"
 
 
 def scanned(tree: FakeTree, capsys: pytest.CaptureFixture[str], *bdfs: str) -> dict[str, Any]:
-    assert scan.run(argparse.Namespace(bdf=list(bdfs), json=True), tree.root) == 0
+    assert scan.run(argparse.Namespace(bdf=list(bdfs), json=True, snapshot=None), tree.root) == 0
     answer: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert answer["schema"] == "vfio-intx/scan/1"
     return answer
@@ -61,10 +62,10 @@ def test_a_shared_line_and_nointxmask_is_a_conflict_that_is_named(tmp_path: Path
     tree.module("vfio_pci", nointxmask="Y")
     tree.interrupts({21: (7, "IO-APIC  21-fasteoi", "ehci_hcd:usb1, eth0")})
     prediction = predicted(tree)
-    assert prediction.verdict.masking is Masking.EXCLUSIVE
+    assert prediction.subject.verdict.masking is Masking.EXCLUSIVE
     assert not prediction.ready
     assert "ehci_hcd:usb1" in prediction.outlook[0]
-    assert "EBUSY" in prediction.outlook[0]
+    assert [finding.code for finding in prediction.findings] == ["INTX001"]
 
 
 def test_alone_on_its_line_nointxmask_does_no_harm(tmp_path: Path) -> None:
@@ -76,13 +77,13 @@ def test_alone_on_its_line_nointxmask_does_no_harm(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"pin": 0}, "no INTx pin"),
-        ({"pin": 255}, "pin reads 255"),
+        ({"pin": 0}, "no interrupt pin"),
+        ({"pin": 255}, "register reads 255"),
         ({"dead": True}, "all ones"),
         ({"header_type": 1}, "bridge"),
-        ({"group": None}, "no IOMMU in use"),
+        ({"group": None}, "no IOMMU group"),
         ({"extra": {"physfn": ""}}, "virtual function"),
-        ({"power": "D3cold"}, "D3cold"),
+        ({"power": "D3cold"}, "could not be read"),
     ],
 )
 def test_what_stands_against_it_is_said(tmp_path: Path, changes: dict[str, object], says: str) -> None:
@@ -121,7 +122,7 @@ def test_a_named_function_without_a_pin_is_shown_all_the_same(
 
 def test_a_function_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"0000:ff:1f\.7"):
-        scan.run(argparse.Namespace(bdf=["0000:ff:1f.7"], json=False), nic_host(tmp_path).tree.root)
+        scan.run(argparse.Namespace(bdf=["0000:ff:1f.7"], json=False, snapshot=None), nic_host(tmp_path).tree.root)
 
 
 def test_a_host_without_pci(tmp_path: Path) -> None:
@@ -164,7 +165,7 @@ def test_a_config_that_is_too_short_or_unreadable_is_unknown(
 
 def test_the_table_has_a_row_and_an_outlook_for_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tree = nic_host(tmp_path, net=("eth0",)).tree
-    scan.run(argparse.Namespace(bdf=[], json=False), tree.root)
+    scan.run(argparse.Namespace(bdf=[], json=False, snapshot=None), tree.root)
     head, row, outlook = capsys.readouterr().out.splitlines()
     assert head.split() == ["FUNCTION", "IDS", "PIN", "IRQ", "COUNT", "DRIVER", "GROUP", "MSI", "MASKING"]
     assert row.split() == [NIC, "8086:100e", "A", "21", "7", "e1000", "4", "-", "disintx"]

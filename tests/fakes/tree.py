@@ -81,6 +81,7 @@ class FakeTree:
             (path / name).mkdir(parents=True, exist_ok=True)
         self.write("proc/sys/kernel/osrelease", "6.1.0-40-amd64\n")
         self.write("proc/cmdline", "quiet\n")
+        self.write("dev/kvm", "")
         self.interrupts({})
         self.write("sys/bus/pci/drivers_probe", "")
 

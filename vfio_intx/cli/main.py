@@ -1,7 +1,8 @@
 """The command line: find the verb, parse its arguments, run it, turn what it raised into words and a status.
 
 Only the module of the verb that was named is imported, so that ``--version`` and ``--help`` start fast.
-A verb's module has ``add_arguments(parser)`` and ``run(arguments) -> int`` (the exit status).
+A verb's module has ``add_arguments(parser)`` and ``run(arguments) -> int`` (the exit status), and may have a
+``USAGE_STATUS`` of its own.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from vfio_intx import __version__
 #: verb -> (module under vfio_intx.cli, one line of help), in the order --help lists them.
 VERBS: dict[str, tuple[str, str]] = {
     "scan": ("scan", "functions with an INTx pin, and what would happen if they were given to a guest"),
+    "check": ("check", "would it work? preflight for one function, with exit status as monitoring plugins have it"),
+    "explain": ("explain", "what the code of a finding means"),
     "bind": ("bind", "give a function to vfio-pci"),
     "unbind": ("unbind", "take a function from vfio-pci and leave it without a driver"),
     "restore": ("restore", "bring a function back to its first driver"),
@@ -38,11 +41,12 @@ _STATUS_PIPE = 141
 class _Parser(argparse.ArgumentParser):
     """An ArgumentParser without abbreviated options, whose errors name the next step."""
 
-    def __init__(self, prog: str, description: str) -> None:
+    def __init__(self, prog: str, description: str, usage_status: int) -> None:
         super().__init__(prog=prog, description=description, allow_abbrev=False)
+        self._usage_status = usage_status
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n  try: {self.prog} --help\n")
+        self.exit(self._usage_status, f"{self.prog}: {message}\n  try: {self.prog} --help\n")
 
 
 def _overview() -> str:
@@ -64,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"vfio-intx: there is no verb {argv[0][:32]!r}\n  try: vfio-intx --help", file=sys.stderr)
         return 2
     module = importlib.import_module(f"vfio_intx.cli.{VERBS[argv[0]][0]}")
-    parser = _Parser(f"vfio-intx {argv[0]}", VERBS[argv[0]][1])
+    parser = _Parser(f"vfio-intx {argv[0]}", VERBS[argv[0]][1], getattr(module, "USAGE_STATUS", 2))
     module.add_arguments(parser)
     return _guarded(module.run, parser, argv[1:])
 

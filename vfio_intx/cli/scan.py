@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from vfio_intx.chain.fact import Fact
+from vfio_intx.chain.finding import Finding
 from vfio_intx.cli.text import columns
-from vfio_intx.diagnose.prediction import Prediction, has_msi, predict
+from vfio_intx.diagnose.prediction import Prediction, predict_all
+from vfio_intx.diagnose.rules.device import has_msi
 from vfio_intx.host.pci import NO_GROUP
 from vfio_intx.host.root import HostRoot
 from vfio_intx.host.snapshot import Snapshot, take_snapshot
@@ -19,16 +22,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     parser.add_argument("bdf", nargs="*", help="only these functions, with or without a pin")
     parser.add_argument("--json", action="store_true", help="print vfio-intx/scan/1 instead of a table")
+    parser.add_argument("--from", dest="snapshot", metavar="FILE", type=Path, help="a snapshot that report took")
 
 
 def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
     """Scan and print; 0 also where no function has a pin."""
     wanted = [Bdf.parse(text) for text in arguments.bdf]
-    snapshot = take_snapshot(root or HostRoot())
+    snapshot = host_snapshot(arguments.snapshot, root)
     chosen = [snapshot.function(bdf) for bdf in wanted] or [
         function for function in snapshot.functions.values() if function.pin is not None and not function.is_bridge
     ]
-    predictions = [predict(function, snapshot) for function in chosen]
+    predictions = predict_all(snapshot, chosen)
     if arguments.json:
         from vfio_intx.cli.output import print_json
 
@@ -36,6 +40,15 @@ def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
     else:
         print(table(snapshot, predictions))
     return 0
+
+
+def host_snapshot(file: Path | None, root: HostRoot | None) -> Snapshot:
+    """The snapshot in *file*, or else of the host at *root* (this one by default)."""
+    if file is None:
+        return take_snapshot(root or HostRoot())
+    from vfio_intx.host.replay import read_snapshot
+
+    return read_snapshot(file)
 
 
 def payload(snapshot: Snapshot, predictions: Iterable[Prediction]) -> dict[str, object]:
@@ -49,7 +62,8 @@ def payload(snapshot: Snapshot, predictions: Iterable[Prediction]) -> dict[str, 
 
 
 def _function_payload(snapshot: Snapshot, prediction: Prediction) -> dict[str, object]:
-    function = prediction.function
+    subject = prediction.subject
+    function = subject.function
     group, line, msi = snapshot.group_of(function), snapshot.line_of(function), has_msi(function)
     ids = function.ids.value
     return {
@@ -59,10 +73,11 @@ def _function_payload(snapshot: Snapshot, prediction: Prediction) -> dict[str, o
         "subsystem": f"{ids.subsystem_vendor:04x}:{ids.subsystem_device:04x}" if ids else None,
         "class": f"{ids.class_code:06x}" if ids else None,
         "pin": function.pin.name if function.pin else None,
-        "irq": function.intx_irq.value or None,
+        "irq": subject.irq,
+        "irq_source": subject.irq_source,
         "interrupts": line.count if line else None,
-        "irq_users": list(prediction.handlers),
-        "irq_neighbours": [str(neighbour.bdf) for neighbour in prediction.neighbours],
+        "irq_users": list(subject.handlers),
+        "irq_neighbours": [str(neighbour.bdf) for neighbour in subject.neighbours],
         "driver": function.driver.value or None,
         "driver_override": function.override.value or None,
         "iommu_group": group.number if group else None,
@@ -70,21 +85,38 @@ def _function_payload(snapshot: Snapshot, prediction: Prediction) -> dict[str, o
         "msi": msi[0] if msi else None,
         "msix": msi[1] if msi else None,
         "power_state": function.power.value,
-        "masking": {"verdict": prediction.verdict.masking.value, "why": prediction.verdict.why},
+        "masking": {"verdict": subject.verdict.masking.value, "why": subject.verdict.why},
         "ready": prediction.ready,
         "outlook": list(prediction.outlook),
+        "scheme": prediction.scheme[0].value if prediction.scheme else None,
+        "findings": [finding_payload(finding) for finding in prediction.findings],
+        "claims": [f"{claim.owner}: {claim.text} ({claim.source})" for claim in snapshot.claims.get(function.bdf, ())],
         "unknown": unknown_facts(prediction),
+    }
+
+
+def finding_payload(finding: Finding) -> dict[str, object]:
+    """A finding for JSON, the same in ``scan`` and ``check``."""
+    return {
+        "code": finding.code,
+        "stage": finding.stage.value,
+        "severity": finding.severity.name.lower(),
+        "summary": finding.summary,
+        "evidence": list(finding.evidence),
+        "consequence": finding.consequence,
+        "remedy": finding.remedy,
+        "source": finding.source,
     }
 
 
 def unknown_facts(prediction: Prediction) -> Mapping[str, str]:
     """For each fact of the function that could not be read: its source and why."""
-    function = prediction.function
+    function = prediction.subject.function
     facts: dict[str, Fact[Any]] = {
         "ids": function.ids,
         "driver": function.driver,
         "driver_override": function.override,
-        "irq": function.intx_irq,
+        **({} if prediction.subject.irq else {"irq": function.intx_irq}),
         "config": function.config,
         "iommu_group": function.group,
         "power_state": function.power,
@@ -111,7 +143,7 @@ def table(snapshot: Snapshot, predictions: Iterable[Prediction]) -> str:
 
 
 def _row(snapshot: Snapshot, prediction: Prediction) -> tuple[str, ...]:
-    function = prediction.function
+    function = prediction.subject.function
     line, msi = snapshot.line_of(function), has_msi(function)
     group = function.group.value
     kinds = "?" if msi is None else "+".join(name for name, there in zip(("MSI", "MSI-X"), msi, strict=True) if there)
@@ -119,10 +151,10 @@ def _row(snapshot: Snapshot, prediction: Prediction) -> tuple[str, ...]:
         str(function.bdf),
         str(function.ids.value or "?"),
         function.pin.name if function.pin else "-",
-        str(function.intx_irq.value or "-") if function.intx_irq.is_known else "?",
+        str(prediction.subject.irq or ("-" if function.intx_irq.is_known else "?")),
         str(line.count) if line else "-",
         function.driver.value or "-" if function.driver.is_known else "?",
         "?" if group is None else "-" if group == NO_GROUP else str(group),
         kinds or "-",
-        prediction.verdict.masking.value,
+        prediction.subject.verdict.masking.value,
     )

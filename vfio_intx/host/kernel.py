@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from vfio_intx.chain.fact import Fact
 from vfio_intx.host.root import HostRoot, read_text
 
+#: Debian and Ubuntu write the release they built from into the version, after their own name for it.
+_DISTRIBUTION = re.compile(r"(?:Debian|-Ubuntu\S*) (\d{1,3})\.(\d{1,3})\.(\d{1,4})", re.ASCII)
+_RELEASE = re.compile(r"(\d{1,3})\.(\d{1,3})(?:\.(\d{1,4})(?<!\.0)(?:[-+].*)?)?", re.ASCII)
 #: What modules print for a boolean parameter (``param_get_bool`` in kernel/params.c).
 _BOOLEANS = {"Y": True, "N": False, "1": True, "0": False}
 
@@ -15,20 +19,33 @@ _BOOLEANS = {"Y": True, "N": False, "1": True, "0": False}
 class KernelFacts:
     """What this machine's kernel says of itself.
 
+    :ivar version: ``/proc/version``; a distribution names its stable release there, which ``release`` does not.
     :ivar vfio_pci_loaded: whether a PCI driver called vfio-pci is there to be bound to.
     :ivar nointxmask: vfio-pci's parameter of that name: True makes it treat every card as unable to mask itself. It is
         latched for a device when that is bound, so a later change does not show here.
     :ivar disable_idle_d3: True keeps idle vfio devices in D0.
     :ivar kvm: the loaded KVM backends (``kvm_amd``, ``kvm_intel``, …).
+    :ivar kvm_device: whether there is a ``/dev/kvm``.
     """
 
     release: Fact[str]
+    version: Fact[str]
     boot_id: Fact[str]
     command_line: Fact[str]
     vfio_pci_loaded: bool
     nointxmask: Fact[bool]
     disable_idle_d3: Fact[bool]
     kvm: tuple[str, ...]
+    kvm_device: bool
+
+    @property
+    def stable(self) -> tuple[int, int, int] | None:
+        """The upstream stable release that this kernel is built from, None where it does not say so.
+
+        A distribution's ``6.8.0-45-generic`` or ``5.14.0-503.el9`` does not: its fixes cannot be told by a number.
+        """
+        found = _DISTRIBUTION.search(self.version.get("")) or _RELEASE.fullmatch(self.release.get(""))
+        return None if found is None else (int(found[1]), int(found[2]), int(found[3] or 0))
 
 
 def _parameter(root: HostRoot, module: str, name: str) -> Fact[bool]:
@@ -47,10 +64,12 @@ def read_kernel(root: HostRoot) -> KernelFacts:
     """These facts, read now."""
     return KernelFacts(
         release=read_text(root.at("proc/sys/kernel/osrelease"), root=root),
+        version=read_text(root.at("proc/version"), root=root),
         boot_id=read_text(root.at("proc/sys/kernel/random/boot_id"), root=root),
         command_line=read_text(root.at("proc/cmdline"), root=root),
         vfio_pci_loaded=vfio_pci_loaded(root),
         nointxmask=_parameter(root, "vfio_pci", "nointxmask"),
         disable_idle_d3=_parameter(root, "vfio_pci", "disable_idle_d3"),
         kvm=tuple(name for name in ("kvm_amd", "kvm_intel", "kvm_pvm") if root.at("sys/module", name).is_dir()),
+        kvm_device=root.at("dev/kvm").exists(),
     )

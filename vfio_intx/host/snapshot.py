@@ -10,8 +10,11 @@ from vfio_intx.errors import MissingError
 from vfio_intx.host.iommu import Group, IommuFacts, read_iommu
 from vfio_intx.host.irq import IrqLine, Spurious, read_actions, read_interrupts, read_spurious
 from vfio_intx.host.kernel import KernelFacts, read_kernel
+from vfio_intx.host.log import LogLine, read_log
+from vfio_intx.host.owners import Claim, read_owners
 from vfio_intx.host.pci import PciFunction, list_functions, read_function
 from vfio_intx.host.root import HostRoot
+from vfio_intx.host.uses import Use, read_uses
 from vfio_intx.names import Bdf, HostIrq
 
 
@@ -23,6 +26,9 @@ class Snapshot:
     :ivar lines: the rows of ``/proc/interrupts``.
     :ivar actions: for each IRQ that some function with a pin sits on, who handles it.
     :ivar spurious: for the same IRQs, how many interrupts nobody claimed.
+    :ivar uses: what the host itself does with its functions.
+    :ivar claims: which tool's configuration names which function.
+    :ivar log: the kernel log's lines about interrupts and vfio.
     """
 
     functions: Mapping[Bdf, PciFunction]
@@ -31,6 +37,9 @@ class Snapshot:
     spurious: Mapping[HostIrq, Fact[Spurious]]
     iommu: IommuFacts
     kernel: KernelFacts
+    uses: Mapping[Bdf, tuple[Use, ...]]
+    claims: Mapping[Bdf, tuple[Claim, ...]]
+    log: Fact[tuple[LogLine, ...]]
 
     def function(self, bdf: Bdf) -> PciFunction:
         """One function. :raise MissingError: if the host has none at that address."""
@@ -58,9 +67,14 @@ class Snapshot:
         line = (self.lines.value or {}).get(irq)
         return line.actions if line else ()
 
-    def on_line(self, irq: HostIrq) -> tuple[PciFunction, ...]:
-        """The functions with a pin whose INTx line is that IRQ, used or not."""
-        return tuple(f for f in self.functions.values() if f.pin is not None and f.intx_irq.value == irq)
+    def by_line(self) -> Mapping[HostIrq, tuple[PciFunction, ...]]:
+        """The functions with a pin on each INTx line, whether they use it now or not."""
+        found: dict[HostIrq, list[PciFunction]] = {}
+        for function in self.functions.values():
+            irq = function.intx_irq.value
+            if irq and function.pin is not None:
+                found.setdefault(irq, []).append(function)
+        return {irq: tuple(functions) for irq, functions in found.items()}
 
 
 def take_snapshot(root: HostRoot) -> Snapshot:
@@ -77,11 +91,15 @@ def take_snapshot(root: HostRoot) -> Snapshot:
     read = (read_function(root, bdf) for bdf in addresses.value)
     functions = {function.bdf: function for function in read if function is not None}
     irqs = sorted({f.intx_irq.value for f in functions.values() if f.pin is not None and f.intx_irq.value})
+    kernel = read_kernel(root)
     return Snapshot(
         functions=functions,
         lines=read_interrupts(root),
         actions={irq: read_actions(root, irq) for irq in irqs},
         spurious={irq: read_spurious(root, irq) for irq in irqs},
         iommu=read_iommu(root, functions.values()),
-        kernel=read_kernel(root),
+        kernel=kernel,
+        uses=read_uses(root),
+        claims=read_owners(root, functions.values(), kernel.command_line),
+        log=read_log(root),
     )

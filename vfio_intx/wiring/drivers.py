@@ -20,6 +20,7 @@ from vfio_intx.names import Bdf
 from vfio_intx.wiring.apply import Machine, apply, read_binding
 from vfio_intx.wiring.journal import Record, StateDirectory, open_state
 from vfio_intx.wiring.plan import VFIO_PCI, Change, goal_of_bind, steps_of
+from vfio_intx.wiring.refusals import refusals
 from vfio_intx.wiring.steps import Binding
 
 MODULE_BUDGET_S = 30.0
@@ -69,6 +70,8 @@ def plan_bind(snapshot: Snapshot, bdfs: Sequence[Bdf], records: Mapping[Bdf, Rec
     for function in functions:
         _refuse_unbindable(function, force=force)
         _refuse_without_group(snapshot, function, going=bdfs)
+        if not force:
+            _refuse_used(snapshot, function)
     changes = tuple(_to_vfio(function, ours=function.bdf in records) for function in functions)
     needed = any(not change.is_done for change in changes) and not snapshot.kernel.vfio_pci_loaded
     return Plan((VFIO_PCI,) if needed else (), changes)
@@ -129,6 +132,16 @@ def _refuse_without_group(snapshot: Snapshot, function: PciFunction, *, going: I
         raise RefusedError(
             f"IOMMU group {group.number} of {function.bdf} is not viable: {names} would stay with the host",
             hint=f"give them away too: vfio-intx bind --group {function.bdf}; or put the card into another slot",
+        )
+
+
+def _refuse_used(snapshot: Snapshot, function: PciFunction) -> None:
+    reasons = refusals(function, snapshot) if not is_vfio_driver(function.driver.get("")) else ()
+    if reasons:
+        listed = "; it ".join(f"{reason.text} ({reason.source})" for reason in reasons)
+        raise RefusedError(
+            f"{function.bdf} stays with the host: it {listed}",
+            hint=f"{reasons[0].advice}; --force binds it all the same",
         )
 
 

@@ -1,0 +1,241 @@
+"""The rules: the real cases, what each must and must not find, and what they rest on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.fakes.cases import CASES, Case, look
+from tests.fakes.kernel import nic_host
+from tests.fakes.tree import FakeFunction, FakeTree
+from vfio_intx.chain.finding import Severity
+from vfio_intx.cli import check, explain
+from vfio_intx.cli.main import main
+from vfio_intx.diagnose.prediction import predict
+from vfio_intx.diagnose.rules import RULES, codes
+from vfio_intx.errors import MissingError, UsageError, VfioIntxError
+from vfio_intx.host import quirks
+from vfio_intx.host.log import flags_mismatches, nobody_cared, parse_log
+from vfio_intx.host.replay import from_bytes, read_snapshot, to_bytes
+from vfio_intx.host.snapshot import take_snapshot
+from vfio_intx.names import Bdf
+
+TREE = Path(__file__).parents[2]
+NIC = Bdf.parse("0000:00:10.0")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.number)
+def test_a_real_case_has_exactly_its_findings(case: Case, tmp_path: Path) -> None:
+    assert codes(look(case, tmp_path).findings) == case.expected
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.number)
+def test_a_case_replayed_from_its_snapshot_is_the_same_case(case: Case, tmp_path: Path) -> None:
+    tree = FakeTree(tmp_path)
+    case.build(tree)
+    there = take_snapshot(tree.root)
+    here = from_bytes(to_bytes(there), "x")
+    assert here == there
+    assert codes(predict(here.function(Bdf.parse(case.bdf)), here, case.vm).findings) == case.expected
+
+
+def test_every_rule_of_the_first_twenty_is_seen_in_some_case() -> None:
+    seen = {code for case in CASES for code in case.expected}
+    assert {f"INTX{number:03}" for number in range(1, 21)} <= seen
+
+
+def test_the_conflict_names_the_neighbour_and_the_exact_command(tmp_path: Path) -> None:
+    (finding,) = [f for f in look(CASES[0], tmp_path).findings if f.code == "INTX001"]
+    assert "ehci_hcd:usb3" in finding.summary
+    assert finding.remedy == "echo 0000:00:1a.0 > /sys/bus/pci/drivers/ehci-pci/unbind"
+
+
+def test_two_vfio_cards_on_one_line_are_not_each_others_host_driver(tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.number == "5")
+    (finding,) = [f for f in look(case, tmp_path).findings if f.code == "INTX019"]
+    assert "0000:09:00.0" in finding.summary
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
+def test_a_rule_explains_itself_and_names_its_source(rule: object, capsys: pytest.CaptureFixture[str]) -> None:
+    code = getattr(rule, "code")  # noqa: B009
+    assert explain.run(argparse.Namespace(code=code.lower(), json=False)) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{code}: ")
+    assert len(printed.splitlines()) >= 7
+    assert "\nSource: " in printed
+
+
+def test_an_unknown_code_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "INTX999"]) == 2
+    assert "vfio-intx explain lists them" in capsys.readouterr().err
+
+
+def checked(tree: FakeTree, *words: str) -> int:
+    parser = argparse.ArgumentParser()
+    check.add_arguments(parser)
+    return check.run(parser.parse_args(list(words)), tree.root)
+
+
+def test_the_status_of_check_is_that_of_a_monitoring_plugin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = nic_host(tmp_path / "good", net=("eth0",)).tree
+    assert checked(good, "00:10.0") == 0
+    assert checked(good, "00:10.0", "--irqchip", "split") == 1
+    assert checked(nic_host(tmp_path / "group", group=None).tree, "00:10.0") == 2
+    assert checked(nic_host(tmp_path / "asleep", power="D3cold").tree, "00:10.0") == 3
+    statuses = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
+    assert statuses == ["OK", "WARNING", "CRITICAL", "UNKNOWN"]
+
+
+@pytest.mark.parametrize("words", [["check"], ["check", "nonsense"], ["check", "00:10.0", "--no-such-option"]])
+def test_a_usage_error_of_check_is_unknown(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 3
+    assert capsys.readouterr().err
+
+
+def test_an_absent_function_makes_check_unknown(tmp_path: Path) -> None:
+    with pytest.raises(VfioIntxError) as caught:
+        checked(nic_host(tmp_path).tree, "ff:1f.7")
+    assert caught.value.exit_status == 3
+
+
+def test_check_reads_a_log_of_qemu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree = nic_host(tmp_path / "host", net=("eth0",)).tree
+    log = tmp_path / "qemu.log"
+    log.write_bytes(b"\x1b[31mvfio: Error: Failed to setup INTx fd: Device or resource busy\n")
+    assert checked(tree, "00:10.0", "--json", "--qemu-log", str(log)) == 2
+    answer = json.loads(capsys.readouterr().out)
+    assert [finding["code"] for finding in answer["findings"]] == ["INTX003"]
+    assert "\x1b" not in json.dumps(answer)
+    with pytest.raises(MissingError):
+        checked(tree, "00:10.0", "--qemu-log", str(tmp_path / "absent"))
+
+
+def test_a_line_that_msi_hides_is_known_from_a_neighbour_on_the_same_wire(tmp_path: Path) -> None:
+    tree = nic_host(tmp_path, irq=40, msi=True, msi_enabled=True, msi_vectors=(40,)).tree
+    bridge = FakeFunction("0000:00:0f.0", class_code=0x060400, header_type=1, pin=0, irq=0, group=30)
+    behind = FakeFunction("0000:03:04.0", parent="0000:00:0f.0", pin=1, group=31, irq=0, enable=0)
+    sibling = FakeFunction("0000:00:10.1", pin=1, driver="snd", group=4, irq=20)
+    for function in (bridge, behind, sibling, FakeFunction("0000:00:0f.1", pin=1, driver="x", group=30, irq=23)):
+        tree.add(function)
+    tree.interrupts({20: (1, "IO-APIC  20-fasteoi", "snd"), 23: (1, "IO-APIC  23-fasteoi", "x")})
+    snapshot = take_snapshot(tree.root)
+    assert predict(snapshot.function(NIC), snapshot).subject.irq == 20
+    # Slot 4 behind the bridge turns pin A into pin A of the bridge's own slot (4 % 4 == 0).
+    assert predict(snapshot.function(Bdf.parse("03:04.0")), snapshot).subject.irq == 23
+
+
+def test_an_unprivileged_reader_is_told_what_is_unknown_and_not_no(tmp_path: Path) -> None:
+    tree = nic_host(tmp_path, vendor=0x15B3, device=0x1013).tree
+    snapshot = take_snapshot(tree.root)
+    assert not snapshot.log.is_known
+    prediction = predict(snapshot.function(NIC), snapshot)
+    assert (prediction.severity, prediction.ready) == (Severity.UNKNOWN, False)
+
+
+REAL_LINES = (
+    "genirq: Flags mismatch irq 16. 00000000 (vfio-intx(0000:08:00.0)) vs. 00000080 (ehci_hcd:usb3)",
+    "genirq: Flags mismatch irq 16. 00000000 (vfio-intx(0000:03:00.0)) vs. 00000000 (vfio-intx(0000:04:00.0))",
+    "genirq: Flags mismatch irq 16. 00200000 (vfio-intx(0000:01:00.4)) vs. 00200080 (hpilo)",
+)
+
+
+def test_the_real_mismatch_lines_are_read_as_hexadecimal_flags() -> None:
+    found = flags_mismatches(parse_log("\n".join(REAL_LINES)))
+    assert [(seen.asked_shared, seen.holder_shared) for seen in found] == [(False, True), (False, False), (False, True)]
+    assert [seen.holder for seen in found] == ["ehci_hcd:usb3", "vfio-intx(0000:04:00.0)", "hpilo"]
+
+
+def test_a_log_in_the_form_of_kmsg_and_in_that_of_dmesg_is_the_same_log() -> None:
+    kmsg = "3,900,12500000,-;irq 16: nobody cared\n SUBSYSTEM=pci\n3,901,12500001,-;[<00aa>] usb_hcd_irq\n"
+    dmesg = "[   12.500000] irq 16: nobody cared\n[   12.500001] [<00aa>] usb_hcd_irq\n"
+    assert parse_log(kmsg) == parse_log(dmesg)
+    (seen,) = nobody_cared(parse_log(kmsg))
+    assert (seen.irq, seen.at, seen.handlers) == (16, 12.5, ("usb_hcd_irq",))
+
+
+@given(st.text(max_size=400))
+def test_no_log_makes_the_parser_fail(text: str) -> None:
+    for hay in (text, f"irq 16: nobody cared {text}\n[<{text}", f"1,2,3,-;genirq: Flags mismatch irq {text}"):
+        lines = parse_log(hay)
+        assert all(line.text.isprintable() for line in lines)
+        flags_mismatches(lines)
+        nobody_cared(lines)
+
+
+@pytest.mark.parametrize("raw", [b"", b"{}", b"[" * 100000, b'{"schema": "vfio-intx/snapshot/2"}', b"\xff\xfe"])
+def test_a_file_that_holds_no_snapshot_is_a_usage_error(raw: bytes, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(raw)
+    with pytest.raises(UsageError, match="holds no snapshot"):
+        read_snapshot(tmp_path / "file")
+
+
+def test_a_snapshot_of_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    raw = to_bytes(take_snapshot(nic_host(tmp_path).tree.root)).replace(b"snapshot/1", b"snapshot/2")
+    with pytest.raises(UsageError, match="snapshot/2"):
+        from_bytes(raw, "x")
+
+
+KERNEL = {
+    "Makefile": "VERSION = 9\nPATCHLEVEL = 1\nSUBLEVEL = 2\nEXTRAVERSION =\n",
+    "include/linux/pci_ids.h": """
+#define PCI_VENDOR_ID_INTEL 0x8086
+#define PCI_VENDOR_ID_MELLANOX 0x15b3
+#define PCI_DEVICE_ID_MELLANOX_ONE 0x0001
+#define PCI_DEVICE_ID_MELLANOX_CONNECTX4 0x1013
+""",
+    "drivers/pci/quirks.c": """
+DECLARE_PCI_FIXUP_FINAL(0x1814, 0x0601, /* a card, with a comma */
+                        quirk_broken_intx_masking);
+/* DECLARE_PCI_FIXUP_FINAL(0xdead, 0x0001, quirk_broken_intx_masking); */
+static u16 mellanox_broken_intx_devs[] = {
+        PCI_DEVICE_ID_MELLANOX_ONE,
+};
+static void mellanox_check_broken_intx_masking(struct pci_dev *pdev)
+{
+        if (pdev->device != PCI_DEVICE_ID_MELLANOX_CONNECTX4) {
+                return;
+        }
+}
+""",
+    "drivers/vfio/pci/vfio_pci_core.c": """
+static bool vfio_pci_nointx(struct pci_dev *pdev)
+{
+        switch (pdev->vendor) {
+        case PCI_VENDOR_ID_INTEL:
+                switch (pdev->device) {
+                case 0x1572:
+                case 0x1580 ... 0x1582:
+                        return true;
+                }
+        }
+}
+""",
+}
+
+
+def test_the_list_of_broken_cards_is_read_from_the_kernels_source(tmp_path: Path) -> None:
+    for name, text in KERNEL.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    command = [sys.executable, str(TREE / "tools/gen-quirks"), "--source", str(tmp_path)]
+    made: dict[str, object] = {}
+    exec(subprocess.run(command, check=True, capture_output=True, text=True).stdout, made)
+    assert made["SOURCE"] == "Linux 9.1.2"
+    assert made["BROKEN"] == {(0x1814, 0x0601), (0x15B3, 0x0001)}
+    assert made["BROKEN_BY_FIRMWARE"] == {(0x15B3, 0x1013)}
+    assert made["HIDDEN"] == {(0x8086, 0x1572), (0x8086, 0x1580), (0x8086, 0x1581), (0x8086, 0x1582)}
+
+
+def test_the_list_has_the_cards_that_are_known_from_the_field() -> None:
+    assert re.fullmatch(r"Linux \d+\.\d+\.\d+.*", quirks.SOURCE)
+    assert {(0x1102, 0x000B), (0x15B3, 0x1003), (0x15B3, 0x1007), (0x10EC, 0x8169)} <= quirks.BROKEN
+    assert (0x8086, 0x1563) in quirks.HIDDEN

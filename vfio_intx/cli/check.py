@@ -1,0 +1,93 @@
+"""``vfio-intx check BDF``: would it work? Exit status as monitoring plugins have it: 0, 1, 2, 3."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vfio_intx.chain.finding import Severity
+from vfio_intx.cli.scan import finding_payload, host_snapshot, unknown_facts
+from vfio_intx.diagnose.prediction import Prediction, predict
+from vfio_intx.diagnose.subject import VmFacts
+from vfio_intx.errors import MissingError, VfioIntxError
+from vfio_intx.host.root import HostRoot
+from vfio_intx.names import Bdf, escape
+
+_MOST_MESSAGES = 2000
+
+#: A plugin's usage error is UNKNOWN, and so is everything else that keeps it from an answer.
+USAGE_STATUS = int(Severity.UNKNOWN)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    parser.add_argument("bdf", help="the PCI function, such as 0000:05:00.0")
+    parser.add_argument("--json", action="store_true", help="print vfio-intx/check/1 instead of text")
+    parser.add_argument("--from", dest="snapshot", metavar="FILE", type=Path, help="a snapshot that report took")
+    parser.add_argument("--irqchip", choices=("on", "split", "off"), default="", help="the VM's kernel-irqchip")
+    parser.add_argument("--no-kvm-intx", action="store_true", help="the VM's vfio-pci has x-no-kvm-intx=on")
+    parser.add_argument(
+        "--guest-uses", choices=("intx", "msi", "msix"), default="", help="what the guest's driver chose"
+    )
+    parser.add_argument("--guest-trigger", choices=("level", "edge"), default="", help="how the guest set its pin")
+    parser.add_argument("--qemu-log", type=Path, metavar="FILE", help="QEMU's own messages, to be looked through")
+
+
+def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
+    """Check and print; the status is the worst finding's. What keeps it from an answer is UNKNOWN too."""
+    try:
+        snapshot = host_snapshot(arguments.snapshot, root)
+        prediction = predict(snapshot.function(Bdf.parse(arguments.bdf)), snapshot, _vm(arguments))
+    except VfioIntxError as error:
+        error.exit_status = USAGE_STATUS
+        raise
+    if arguments.json:
+        from vfio_intx.cli.output import print_json
+
+        print_json("check/1", _payload(prediction))
+    else:
+        print(_text(prediction))
+    return int(prediction.severity)
+
+
+def _vm(arguments: argparse.Namespace) -> VmFacts:
+    messages: tuple[str, ...] = ()
+    if arguments.qemu_log is not None:
+        try:
+            lines = arguments.qemu_log.read_text("utf-8", "replace").splitlines()
+        except OSError as error:
+            raise MissingError(f"{arguments.qemu_log} cannot be read: {error.strerror}") from error
+        messages = tuple(escape(line[:500]) for line in lines[-_MOST_MESSAGES:])
+    return VmFacts(
+        arguments.irqchip, arguments.no_kvm_intx or None, messages, arguments.guest_trigger, arguments.guest_uses
+    )
+
+
+def _payload(prediction: Prediction) -> dict[str, object]:
+    subject, scheme = prediction.subject, prediction.scheme
+    return {
+        "bdf": subject.name,
+        "status": prediction.severity.name.lower(),
+        "ready": prediction.ready,
+        "irq": subject.irq,
+        "masking": {"verdict": subject.verdict.masking.value, "why": subject.verdict.why},
+        "scheme": {"name": scheme[0].value, "why": scheme[1]} if scheme else None,
+        "outlook": list(prediction.outlook),
+        "findings": [finding_payload(finding) for finding in prediction.findings],
+        "unknown": unknown_facts(prediction),
+    }
+
+
+def _text(prediction: Prediction) -> str:
+    subject = prediction.subject
+    count = subject.line.count if subject.line else 0
+    data = f"interrupts={count}c sharers={len(subject.handlers)} findings={len(prediction.findings)}"
+    lines = [f"{prediction.severity.name}: {subject.name}: {prediction.outlook[0]} | {data}"]
+    if prediction.scheme is not None:
+        lines.append(f"  scheme: {prediction.scheme[0].value}, if QEMU is stock: {prediction.scheme[1]}")
+    for finding in prediction.findings:
+        lines.append(f"  {finding.code} {finding.severity.name.lower()}, {finding.stage.value}: {finding.summary}")
+        lines += [f"      seen: {item}" for item in finding.evidence]
+        lines.append(f"      then: {finding.consequence}")
+        lines += [f"      mend: {finding.remedy}"] if finding.remedy else []
+    return "\n".join(lines)

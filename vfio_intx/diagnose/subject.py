@@ -1,0 +1,127 @@
+"""What a rule looks at: one function in its host, and what is known of the virtual machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from vfio_intx.diagnose.masking import Verdict, masking_verdict
+from vfio_intx.diagnose.routing import RootPin, known_routes, root_pin
+from vfio_intx.host.iommu import Group
+from vfio_intx.host.irq import IrqLine
+from vfio_intx.host.log import LogLine
+from vfio_intx.host.pci import PciFunction
+from vfio_intx.host.snapshot import Snapshot
+from vfio_intx.names import HostIrq
+
+
+@dataclass(frozen=True, slots=True)
+class VmFacts:
+    """What is known or planned of the VM; empty and None mean unknown.
+
+    :ivar irqchip: ``on``, ``split`` or ``off``, as in QEMU's ``kernel-irqchip``.
+    :ivar no_kvm_intx: vfio-pci's property ``x-no-kvm-intx``.
+    :ivar messages: lines of QEMU's own log.
+    :ivar guest_trigger: how the guest programmed the pin: ``level`` or ``edge``.
+    :ivar guest_uses: which interrupt the guest's driver chose: ``intx``, ``msi`` or ``msix``.
+    """
+
+    irqchip: str = ""
+    no_kvm_intx: bool | None = None
+    messages: tuple[str, ...] = ()
+    guest_trigger: str = ""
+    guest_uses: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One function with everything a rule may ask about.
+
+    :ivar irq: the host IRQ of its line; from sysfs, or else from its neighbours on the same wire (*irq_source* tells).
+    :ivar handlers: the handlers on its line now, its own left out as far as it can be told.
+    :ivar neighbours: other functions whose INTx line is the same.
+    """
+
+    function: PciFunction
+    snapshot: Snapshot
+    vm: VmFacts
+    irq: HostIrq | None
+    irq_source: str
+    own: tuple[str, ...]
+    handlers: tuple[str, ...]
+    neighbours: tuple[PciFunction, ...]
+    verdict: Verdict
+
+    @property
+    def name(self) -> str:
+        """Its address, for sentences."""
+        return str(self.function.bdf)
+
+    @property
+    def driver(self) -> str:
+        """Its driver, empty for none or unknown."""
+        return self.function.driver.get("")
+
+    @property
+    def group(self) -> Group | None:
+        """Its IOMMU group."""
+        return self.snapshot.group_of(self.function)
+
+    @property
+    def line(self) -> IrqLine | None:
+        """The row of its line in ``/proc/interrupts``."""
+        return self.snapshot.line_of(self.function)
+
+    @property
+    def log(self) -> tuple[LogLine, ...]:
+        """The kernel log's lines that matter, none where it could not be read."""
+        return self.snapshot.log.get(())
+
+    @property
+    def actions_file(self) -> str:
+        """The file that its line's handlers were read from."""
+        return f"/sys/kernel/irq/{self.irq}/actions"
+
+
+def subjects(snapshot: Snapshot, functions: Iterable[PciFunction], vm: VmFacts | None = None) -> tuple[Subject, ...]:
+    """A subject for each of *functions*; the tables that they share are made once."""
+    by_line, routes = snapshot.by_line(), known_routes(snapshot.functions)
+    return tuple(_subject(function, snapshot, vm or VmFacts(), by_line, routes) for function in functions)
+
+
+def _subject(
+    function: PciFunction,
+    snapshot: Snapshot,
+    vm: VmFacts,
+    by_line: Mapping[HostIrq, tuple[PciFunction, ...]],
+    routes: Mapping[RootPin, HostIrq],
+) -> Subject:
+    irq, irq_source = function.intx_irq.value or None, function.intx_irq.source
+    where = root_pin(function, snapshot.functions) if irq is None else None
+    if where is not None and where in routes:
+        irq, irq_source = routes[where], f"other functions on pin {function.pin and function.pin.name} of the same slot"
+    handlers = snapshot.handlers_of(irq) if irq else ()
+    own = own_handlers(function, handlers)
+    neighbours = tuple(other for other in by_line.get(irq, ()) if other.bdf != function.bdf) if irq else ()
+    others = tuple(handler for handler in handlers if handler not in own)
+    verdict = masking_verdict(function, snapshot)
+    return Subject(function, snapshot, vm, irq, irq_source, own, others, neighbours, verdict)
+
+
+def own_handlers(function: PciFunction, handlers: tuple[str, ...]) -> tuple[str, ...]:
+    """Those handlers of a line that are this function's, as far as their names tell."""
+    names = {f"vfio-intx({function.bdf})", *function.interfaces.get(())}
+    plain = function.driver.get("").replace("-", "_")
+
+    def is_own(handler: str) -> bool:
+        head, _, rest = handler.partition(":")
+        if rest.startswith("usb"):
+            return rest in function.files
+        return handler in names or (plain != "" and head.replace("-", "_") == plain)
+
+    return tuple(handler for handler in handlers if is_own(handler))
+
+
+def owner_of(handler: str, neighbours: Iterable[PciFunction]) -> PciFunction | None:
+    """Which of a line's functions a handler belongs to, None where its name does not tell."""
+    return next((function for function in neighbours if own_handlers(function, (handler,))), None)

@@ -1,0 +1,129 @@
+"""The kernel's log, as far as it speaks of interrupts and vfio; words of strangers, bounded and escaped."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+
+from vfio_intx.chain.fact import Fact
+from vfio_intx.host.root import HostRoot
+from vfio_intx.names import HostIrq, escape
+
+#: What matters here; everything else is dropped while reading, so that a long log costs no memory.
+_RELEVANT = re.compile(
+    r"genirq: Flags mismatch|nobody cared|Disabling IRQ|^handlers:|^\[<|vfio|INTx|"
+    r"DMAR: \[|AMD-Vi: Event|irq_domain_remove|AER:"
+)
+_FLAGS = re.compile(
+    r"genirq: Flags mismatch irq (\d{1,6})\. ([0-9a-f]{8}) \((.+)\) vs\. ([0-9a-f]{8}) \((.+)\)", re.ASCII
+)
+_NOBODY = re.compile(r"irq (\d{1,6}): nobody cared", re.ASCII)
+_HANDLER = re.compile(r"\[<[0-9a-fA-Fpx]+>\]\s*(\S+)(?:\s+\[(\S+)\])?")
+_STAMP = re.compile(r"\[\s*(\d{1,9})\.(\d{6})\]\s?", re.ASCII)
+_IRQF_SHARED = 0x80
+_LONGEST_LINE, _MOST_LINES, _BUFFER = 500, 5000, 8192
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line: seconds since boot and its text."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class FlagsMismatch:
+    """``genirq: Flags mismatch``: a request for a line that its holders do not share, or that would not share it."""
+
+    irq: HostIrq
+    asked: str
+    holder: str
+    asked_shared: bool
+    holder_shared: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NobodyCared:
+    """The kernel has disabled a line because its handlers claimed next to nothing; *handlers* by their C names."""
+
+    irq: HostIrq
+    at: float
+    handlers: tuple[str, ...]
+
+
+def read_log(root: HostRoot) -> Fact[tuple[LogLine, ...]]:
+    """The relevant lines of ``/dev/kmsg``, oldest first; unknown where it may not be read."""
+    try:
+        fd = os.open(root.at("dev/kmsg"), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        return Fact.unknown("/dev/kmsg", error.strerror or str(error))
+    try:
+        return Fact.known(parse_log(_records(fd)), "/dev/kmsg")
+    finally:
+        os.close(fd)
+
+
+def _records(fd: int) -> str:
+    # One read gives one record; EAGAIN is the end, EPIPE says that records were overwritten meanwhile.
+    pieces: list[bytes] = []
+    while len(pieces) < 1 << 20:
+        try:
+            piece = os.read(fd, _BUFFER)
+        except BlockingIOError:
+            break
+        except BrokenPipeError:
+            continue
+        except OSError:
+            break
+        if not piece:
+            break
+        pieces.append(piece)
+    return b"".join(pieces).decode("utf-8", "replace")
+
+
+def parse_log(text: str) -> tuple[LogLine, ...]:
+    """The relevant lines of a log, in the form of ``/dev/kmsg`` or of ``dmesg``; at most the newest 5,000."""
+    lines = (_parse_line(line) for line in text.split("\n") if line and not line.startswith(" "))
+    return tuple(line for line in lines if _RELEVANT.search(line.text))[-_MOST_LINES:]
+
+
+def _parse_line(line: str) -> LogLine:
+    head, semicolon, message = line.partition(";")
+    fields = head.split(",")
+    if semicolon and len(fields) >= 4 and fields[2].isascii() and fields[2].isdigit():
+        return LogLine(int(fields[2][:15]) / 1e6, escape(message[:_LONGEST_LINE]))
+    stamp = _STAMP.match(line)
+    if stamp:
+        return LogLine(int(stamp[1]) + int(stamp[2]) / 1e6, escape(line[stamp.end() :][:_LONGEST_LINE]))
+    return LogLine(0.0, escape(line[:_LONGEST_LINE]))
+
+
+def flags_mismatches(lines: tuple[LogLine, ...]) -> tuple[FlagsMismatch, ...]:
+    """Every refused request in the log. The flags are read as hexadecimal numbers: newer kernels set more bits."""
+    matches = (_FLAGS.search(line.text) for line in lines)
+    return tuple(
+        FlagsMismatch(
+            HostIrq(int(match[1])),
+            match[3],
+            match[5],
+            bool(int(match[2], 16) & _IRQF_SHARED),
+            bool(int(match[4], 16) & _IRQF_SHARED),
+        )
+        for match in matches
+        if match is not None
+    )
+
+
+def nobody_cared(lines: tuple[LogLine, ...]) -> tuple[NobodyCared, ...]:
+    """Every line that the kernel gave up on, each with the handlers that the log lists under it."""
+    found: list[NobodyCared] = []
+    for line in lines:
+        match, handler = _NOBODY.search(line.text), _HANDLER.match(line.text)
+        if match:
+            found.append(NobodyCared(HostIrq(int(match[1])), line.at, ()))
+        elif handler and found:
+            last = found[-1]
+            found[-1] = NobodyCared(last.irq, last.at, (*last.handlers, handler[1]))
+    return tuple(found)

@@ -1,0 +1,114 @@
+"""What the host itself does with its functions now: addresses and routes, mounted disks and swap, consoles.
+
+Links under ``/sys/class`` tell which function a network interface, a disk or a terminal belongs to: the last PCI
+address in the link's target. So a disk behind a USB controller counts as a use of the controller.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vfio_intx.errors import UsageError
+from vfio_intx.host.root import HostRoot, list_names, read_text
+from vfio_intx.names import Bdf, escape
+
+_BDF = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+#: Stacked disks (dm on md on sd) are followed up to this depth.
+_DEEPEST = 8
+_LINK_LOCAL = "20"
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """Something that would break if the function were taken away.
+
+    :ivar what: ``network``, ``disk`` or ``console``.
+    :ivar text: what exactly, to complete "it …".
+    :ivar source: the file that says so.
+    """
+
+    what: str
+    text: str
+    source: str
+
+
+def read_uses(root: HostRoot) -> Mapping[Bdf, tuple[Use, ...]]:
+    """Every use of every function, from one look at each table; what cannot be read counts as no use."""
+    found: dict[Bdf, list[Use]] = {}
+    for bdf, use in (*_network(root), *_disks(root), *_consoles(root)):
+        found.setdefault(bdf, []).append(use)
+    return {bdf: tuple(uses) for bdf, uses in found.items()}
+
+
+def _owner(root: HostRoot, kind: str, name: str) -> Bdf | None:
+    try:
+        target = root.at("sys/class", kind, name).readlink()
+    except OSError:
+        return None
+    for part in reversed(target.parts):
+        if _BDF.fullmatch(part):
+            try:
+                return Bdf.parse(part)
+            except UsageError:
+                return None
+    return None
+
+
+def _lines(root: HostRoot, name: str) -> tuple[list[list[str]], str]:
+    text = read_text(root.at(name), root=root)
+    return [line.split() for line in (text.value or "").splitlines()], text.source
+
+
+def _network(root: HostRoot) -> Iterator[tuple[Bdf, Use]]:
+    routes, route_file = _lines(root, "proc/net/route")
+    addresses, address_file = _lines(root, "proc/net/if_inet6")
+    for name in list_names(root.at("sys/class/net"), root=root).get(()):
+        bdf = _owner(root, "net", name)
+        if bdf is None:
+            continue
+        mine = [row for row in routes[1:] if len(row) > 3 and row[0] == name]
+        if any(row[1] == "00000000" for row in mine):
+            yield bdf, Use("network", f"carries the default route ({escape(name)})", route_file)
+        elif mine:
+            yield bdf, Use("network", f"has an address and routes ({escape(name)})", route_file)
+        elif any(len(row) > 5 and row[5] == name and row[3] != _LINK_LOCAL for row in addresses):
+            yield bdf, Use("network", f"has an IPv6 address ({escape(name)})", address_file)
+        if root.at("sys/class/net", name, "master").is_symlink():
+            source = f"/sys/class/net/{escape(name)}/master"
+            yield bdf, Use("network", f"is part of a bridge, bond or team ({escape(name)})", source)
+
+
+def _disks(root: HostRoot) -> Iterator[tuple[Bdf, Use]]:
+    mounts, mount_file = _lines(root, "proc/self/mountinfo")
+    mounted = {row[2]: row[4] for row in reversed(mounts) if len(row) > 4}
+    swaps, swap_file = _lines(root, "proc/swaps")
+    swapping = {Path(row[0]).name for row in swaps[1:] if row}
+    for name in list_names(root.at("sys/class/block"), root=root).get(()):
+        bdf = _owner(root, "block", name)
+        if bdf is None:
+            continue
+        for disk in _stack(root, name, _DEEPEST):
+            number = read_text(root.at("sys/class/block", disk, "dev"), root=root).value
+            if number in mounted:
+                yield bdf, Use("disk", f"holds {escape(mounted[number])} ({escape(disk)})", mount_file)
+            if disk in swapping:
+                yield bdf, Use("disk", f"holds swap ({escape(disk)})", swap_file)
+
+
+def _stack(root: HostRoot, name: str, depth: int) -> Iterator[str]:
+    # The disk and what is built on it; holders are named after their own entries in /sys/class/block.
+    yield name
+    if depth:
+        for holder in list_names(root.at("sys/class/block", name, "holders"), root=root).get(()):
+            yield from _stack(root, holder, depth - 1)
+
+
+def _consoles(root: HostRoot) -> Iterator[tuple[Bdf, Use]]:
+    rows, source = _lines(root, "proc/consoles")
+    for row in rows:
+        bdf = _owner(root, "tty", row[0]) if row and "/" not in row[0] and row[0] != ".." else None
+        if bdf is not None:
+            yield bdf, Use("console", f"is a console of the host ({escape(row[0])})", source)
