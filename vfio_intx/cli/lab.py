@@ -57,7 +57,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(played.result), indent=2) + b"\n")
     _show(arguments.name, played.result)
-    return 0
+    return _judge(arguments.name, played.result)
 
 
 def _show(name: str, result: dict[str, object]) -> None:
@@ -70,3 +70,14 @@ def _show(name: str, result: dict[str, object]) -> None:
             print(line)
     else:
         print(msgspec.json.format(msgspec.json.encode(result), indent=2).decode())
+
+
+def _judge(name: str, result: dict[str, object]) -> int:
+    """The exit status by the scenario's own ``failures``, which are told on stderr; 0 where it has none."""
+    from vfio_intx.lab.scenario import find
+
+    failures = getattr(find(name), "failures", None)
+    found = failures(result) if failures is not None else []
+    for failure in found:
+        print(f"does not hold: {failure}", file=sys.stderr)
+    return 1 if found else 0

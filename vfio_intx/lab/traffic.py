@@ -20,8 +20,15 @@ from vfio_intx.errors import LabLost, VerifyError
 from vfio_intx.lab.guests import Guest
 from vfio_intx.lab.spec import UserNetwork, socket_path
 
+#: Between two pings or lines: a guest within an emulated machine needs time for its other work, too.
+PAUSE_S = 0.1
+
 _PINGED = re.compile(r"([0-9]+) packets transmitted, ([0-9]+) packets received")
 _LINES = re.compile(r"sent ([0-9]+) received ([0-9]+)")
+
+
+#: How each line that the guest writes begins.
+_OPENING = b"a line of text, number"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +54,10 @@ class Traffic(Protocol):
         """Begin to send in the background of the guest."""
 
     def stop(self, guest: Guest) -> Carried:
-        """Let the last batch end; what went through since the start."""
+        """Let the last batch end; what went through since the start. The driver keeps its interrupt handler."""
+
+    def release(self, guest: Guest) -> None:
+        """Have the guest's driver let go of the card, so that it can be unplugged."""
 
 
 def _start_loop(guest: Guest, name: str, body: str) -> None:
@@ -80,12 +90,16 @@ class Pings:
 
     def start(self, guest: Guest) -> None:
         """See :meth:`Traffic.start`."""
-        _start_loop(guest, self.name, f"ping -c 10 -i 0.03 -W 5 {self._network.gateway}")
+        _start_loop(guest, self.name, f"ping -q -c 10 -i {PAUSE_S} -W 5 {self._network.gateway}")
 
     def stop(self, guest: Guest) -> Carried:
         """See :meth:`Traffic.stop`."""
         counts = _PINGED.findall(_stop_loop(guest, self.name))
         return Carried(sum(int(sent) for sent, _ in counts), sum(int(received) for _, received in counts), "pings")
+
+    def release(self, guest: Guest) -> None:
+        """See :meth:`Traffic.release`."""
+        guest.check(f"ip link set {self.handler} down")
 
 
 class SerialLines:
@@ -97,21 +111,25 @@ class SerialLines:
 
     def prepare(self, guest: Guest) -> None:
         """See :meth:`Traffic.prepare`. The port of a PCI card is the one whose device lies below the PCI bus."""
-        find = "readlink -f /sys/class/tty/ttyS* | grep /pci0000:00/0000:00:[0-9a-f.]*/ | grep -v /pnp | sed s,.*/,,"
-        guest.check(f"for i in $(seq 200); do {find} | grep -q . && exit 0; sleep 0.05; done; exit 1")
-        self.handler = guest.check(f"{find} | head -n 1").strip()
-        guest.check(f"stty -F /dev/{self.handler} raw -echo 115200")
+        find = "ls -l /sys/class/tty | sed -n 's,.*/pci0000:00/.*/tty/,,p'"
+        self.handler = guest.check(
+            f"for i in $(seq 60); do {find} | grep ttyS && exit 0; sleep 0.1; done; ls -l /sys/class/tty; exit 1"
+        ).split()[0]
+        # The driver holds its interrupt while the port is open only, and the count goes with the handler.
+        hold = f"(exec 4<> /dev/{self.handler}; exec sleep 100000) > /dev/null 2>&1 &"
+        guest.check(f"stty -F /dev/{self.handler} raw -echo 115200; {hold} echo $! > /tmp/{self.name}.holder")
 
     def start(self, guest: Guest) -> None:
         """See :meth:`Traffic.start`."""
         body = f"""
             [ -n "$n" ] || {{ exec 3<> /dev/{self.handler}; n=0; sent=0; received=0; }}
-            n=$((n + 1)); line="a line of text, number $n"; answer=
+            n=$((n + 1)); line="{_OPENING.decode()} $n"; answer=
             echo "$line" >&3
             sent=$((sent + ${{#line}} + 1))
             read -r -t 5 answer <&3
             [ "$answer" = "$(echo "$line" | tr a-z A-Z)" ] && received=$((received + ${{#answer}} + 1))
-            echo "sent $sent received $received" > /tmp/{self.name}.count"""
+            echo "sent $sent received $received" > /tmp/{self.name}.count
+            sleep {PAUSE_S}"""
         guest.check(f"rm -f /tmp/{self.name}.count")
         _start_loop(guest, self.name, body)
 
@@ -123,10 +141,14 @@ class SerialLines:
             raise VerifyError(f"the guest's serial traffic left no count: {log[-300:]}")
         return Carried(int(match[1]), int(match[2]), "bytes")
 
+    def release(self, guest: Guest) -> None:
+        """See :meth:`Traffic.release`."""
+        guest.check(f"kill $(cat /tmp/{self.name}.holder)")
+
 
 @contextlib.contextmanager
 def answering(results_dir: Path, name: str) -> Iterator[None]:
-    """Outside of the lab: hold the other end of a serial line while the block runs, and answer each line in capitals."""
+    """Outside of the lab: hold the far end of a serial line while the block runs; each line is answered in capitals."""
     path = socket_path(results_dir, name)
     stopped = threading.Event()
     thread = threading.Thread(target=_answer, args=(path, stopped), name=f"outside-{name}", daemon=True)
@@ -150,6 +172,7 @@ def _answer(path: Path, stopped: threading.Event) -> None:
         if not Deadline.after("the serial card's socket", 120).poll(connected):
             raise LabLost(f"QEMU never opened {path}")
         line.settimeout(0.2)
+        rest = b""
         while not stopped.is_set():
             try:
                 data = line.recv(4096)
@@ -159,4 +182,7 @@ def _answer(path: Path, stopped: threading.Event) -> None:
                 return
             if not data:
                 return
-            line.sendall(data.upper())
+            *whole, rest = (rest + data).split(b"\n")
+            # Only what the guest itself writes is answered: a terminal that still echoes would talk to us for ever.
+            answers = [text.upper() + b"\n" for text in whole if text.startswith(_OPENING)]
+            line.sendall(b"".join(answers))
