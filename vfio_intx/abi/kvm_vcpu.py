@@ -11,6 +11,7 @@ import fcntl
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from vfio_intx.abi.call import _IO, _IOR, _IOW, call_buffer
 from vfio_intx.abi.kvm import KVMIO
@@ -101,8 +102,7 @@ class Segment:
         return (self.base, self.limit, self.selector, self.kind, self.present, self.dpl, *flags)
 
 
-@dataclass(frozen=True, slots=True)
-class MmioExit:
+class MmioExit(NamedTuple):
     """An access of the guest to an address with no memory: *size* bytes, *value* as the guest wrote it."""
 
     address: int
@@ -111,8 +111,7 @@ class MmioExit:
     value: int
 
 
-@dataclass(frozen=True, slots=True)
-class PortExit:
+class PortExit(NamedTuple):
     """An access of the guest to an I/O port: *size* bytes each, the first value where it is a write."""
 
     port: int

@@ -1,0 +1,96 @@
+"""``tools/bench scan``: this machine beside other tools that list devices, and a host of 4,096 functions."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from timing import command, in_turns, table
+
+from vfio_intx.cli import scan
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.fakes.tree import FakeFunction, FakeTree
+
+#: Issue's targets: not slower than this many times lspci -vvv, and this many seconds for 4,096 functions.
+MOST_TIMES_LSPCI, MOST_SECONDS = 3.0, 1.0
+SIZES = (1024, 2048, 4096)
+IRQS = 1024
+
+
+def fake_host(path: Path, functions: int) -> FakeTree:
+    """A host with that many functions on 1,024 lines; every fourth is driverless, groups are of two."""
+    tree = FakeTree(path)
+    for number in range(functions):
+        bus, slot, function = number >> 8 & 0xFF, number >> 3 & 0x1F, number & 7
+        driver = "" if number % 4 == 3 else f"driver{number % 16}"
+        tree.add(
+            FakeFunction(
+                f"{number >> 16:04x}:{bus:02x}:{slot:02x}.{function}",
+                driver=driver,
+                pin=number % 4 + 1,
+                irq=16 + number % IRQS,
+                group=number // 2,
+                msi=number % 3 == 0,
+            )
+        )
+    tree.interrupts({16 + n: (n, f"IO-APIC  {n}-fasteoi", f"driver{n % 16}") for n in range(IRQS)}, cpus=8)
+    return tree
+
+
+def scan_fake(tree: FakeTree) -> float:
+    """Seconds for one whole scan of a fake host, table included, its output thrown away."""
+    start = time.perf_counter()
+    with contextlib.redirect_stdout(io.StringIO()):
+        scan.run(argparse.Namespace(bdf=[], json=False, snapshot=None), tree.root)
+    return time.perf_counter() - start
+
+
+def rivals() -> dict[str, list[str]]:
+    """The other tools that are installed here, by what they are compared for."""
+    known = {
+        "lspci -vvv": ["lspci", "-vvv"],
+        "driverctl list-devices": ["driverctl", "list-devices"],
+        "virsh nodedev-list": ["virsh", "nodedev-list", "--cap", "pci"],
+    }
+    return {name: argv for name, argv in known.items() if shutil.which(argv[0])}
+
+
+def main() -> int:
+    """Measure and print; 1 if a target is missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+    others = rivals()
+    if "lspci -vvv" not in others:
+        print("tools/bench scan needs lspci to compare with: apt install pciutils", file=sys.stderr)
+        return 1
+    program = str(Path(sys.executable).with_name("vfio-intx"))
+    actions = {"vfio-intx scan": command([program, "scan"])} | {name: command(argv) for name, argv in others.items()}
+    medians = in_turns(actions, arguments.rounds)
+    print(table(medians, "lspci -vvv"))
+    sizes = {}
+    for size in SIZES:
+        with tempfile.TemporaryDirectory() as folder:
+            tree = fake_host(Path(folder), size)
+            sizes[size] = min(scan_fake(tree) for _ in range(3))
+        print(f"fake host, {size} functions: {sizes[size]:.2f} s, {sizes[size] / size * 1e6:.0f} us a function")
+    times = medians["vfio-intx scan"] / medians["lspci -vvv"]
+    good = times <= MOST_TIMES_LSPCI and sizes[SIZES[-1]] <= MOST_SECONDS
+    print(f"targets: {MOST_TIMES_LSPCI:g} x lspci -vvv, {MOST_SECONDS:g} s: {'met' if good else 'MISSED'}")
+    if arguments.json:
+        seconds = {"commands_s": medians, "fake_host_s": {str(size): value for size, value in sizes.items()}}
+        arguments.json.write_text(json.dumps({"schema": "vfio-intx/bench-scan/1", **seconds}, indent=2) + "\n")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""Time commands and calls side by side: in turns, so that a slow minute of the machine falls on all alike."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+
+def in_turns(actions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Run every action once a round; for each the median of its wall-clock seconds."""
+    taken: dict[str, list[float]] = {name: [] for name in actions}
+    for _ in range(rounds):
+        for name, action in actions.items():
+            start = time.perf_counter()
+            action()
+            taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def command(argv: Sequence[str]) -> Callable[[], object]:
+    """An action that runs a program to its end, its output thrown away; a failure of it is ours."""
+    return lambda: subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=True)
+
+
+def table(medians: Mapping[str, float], base: str) -> str:
+    """A line each: name, milliseconds, and how many times the *base*'s."""
+    width = max(map(len, medians))
+    return "\n".join(
+        f"{name:<{width}}  {seconds * 1000:9.1f} ms  {seconds / medians[base]:6.2f} x {base}"
+        for name, seconds in medians.items()
+    )
