@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from tests.fakes.tree import FakeFunction, FakeTree
 from vfio_intx.chain.evidence import Evidence, Kind
 from vfio_intx.chain.scheme import Scheme
 from vfio_intx.cli.main import main
+from vfio_intx.names import Bdf
 from vfio_intx.observe.status import gather
 
 BDF = "0000:00:10.0"
@@ -169,8 +172,28 @@ def test_names_of_strangers_are_escaped(host: Host, tmp_path: Path, capsys: pyte
 def test_further_evidence_counts_like_our_own(host: Host, tmp_path: Path) -> None:
     vm = attached()
     seen = Evidence(Kind.TRACE, "kvm_set_irq source 1", Scheme.IRQFD)
+    watched: list[tuple[str, int | None]] = []
+
+    @contextmanager
+    def witness(bdf: Bdf, pid: int | None) -> Iterator[Sequence[Evidence]]:
+        watched.append((str(bdf), pid))
+        yield [seen]
+
     with fake.serving(tmp_path / "a", vm.script) as path:
         host.qemu(10, path, name="web", files=HOLDING)
-        (found,) = gather(host.root, interval_s=0.05, budget_s=5, witness=lambda bdf, pid: [seen])
+        (found,) = gather(host.root, interval_s=0.05, budget_s=5, witness=witness)
     assert found.lines[0].verdict.proven
     assert found.lines[0].verdict.scheme is Scheme.IRQFD
+    assert watched == [(BDF, 10)]
+
+
+def test_a_trace_that_cannot_be_had_decides_nothing_and_says_why(
+    host: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with fake.serving(tmp_path / "a", attached().script) as path:
+        host.qemu(10, path, name="web", files=HOLDING)
+        assert main(["status", "--json", "--interval", "0.05", "--trace"]) == 0
+    (vm,) = json.loads(capsys.readouterr().out)["vms"]
+    (item,) = [one for one in vm["lines"][0]["evidence"] if one["kind"] == "trace"]
+    assert item["text"].startswith("not traced: ")
+    assert item["speaks_for"] is None

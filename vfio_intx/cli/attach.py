@@ -6,10 +6,12 @@ import argparse
 
 from vfio_intx.cli.vm import (
     add_timeout_argument,
+    add_trace_argument,
     add_vm_arguments,
     open_vm,
     parse_seconds,
     treat_termination_as_interrupt,
+    witness_of,
 )
 from vfio_intx.host.root import HostRoot
 
@@ -28,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=3.0,
         help="seconds to wait for an interrupt that proves the scheme (default 3)",
     )
+    add_trace_argument(parser)
     add_timeout_argument(parser)
     parser.add_argument("--dry-run", action="store_true", help="check, print the QMP command, change nothing")
     parser.add_argument("--json", action="store_true", help="print vfio-intx/attach/1 for programs")
@@ -63,7 +66,7 @@ def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
             else:
                 print("\n".join([planned.command, *(f"note: {note}" for note in planned.notes)]))
             return 0
-        line = attach(request, monitor, root)
+        line = attach(request, monitor, root, witness=witness_of(arguments, root))
     if arguments.json:
         print_json("attach/1", line.as_json())
     else:

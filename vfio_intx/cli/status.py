@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from vfio_intx.cli.vm import add_timeout_argument, add_vm_arguments, names_vm, open_monitor, parse_seconds
+from vfio_intx.cli.vm import (
+    add_timeout_argument,
+    add_trace_argument,
+    add_vm_arguments,
+    names_vm,
+    open_monitor,
+    parse_seconds,
+    witness_of,
+)
 from vfio_intx.host.root import HostRoot
 
 if TYPE_CHECKING:
@@ -22,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=1.0,
         help="seconds over which the counters are watched (default 1)",
     )
+    add_trace_argument(parser)
     add_timeout_argument(parser)
     parser.add_argument("--json", action="store_true", help="print vfio-intx/status/1 for programs")
 
@@ -32,12 +41,12 @@ def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
     from vfio_intx.observe.status import gather, gather_one
 
     root = root or HostRoot()
+    witness, interval_s = witness_of(arguments, root), arguments.interval
+    vms: tuple[VmStatus, ...]
     if names_vm(arguments):
-        vms: tuple[VmStatus, ...] = (
-            gather_one(root, lambda: open_monitor(arguments, root), interval_s=arguments.interval),
-        )
+        vms = (gather_one(root, lambda: open_monitor(arguments, root), interval_s=interval_s, witness=witness),)
     else:
-        vms = gather(root, interval_s=arguments.interval, budget_s=arguments.timeout)
+        vms = gather(root, interval_s=interval_s, budget_s=arguments.timeout, witness=witness)
     if arguments.json:
         print_json("status/1", {"vms": [vm.as_json() for vm in vms]})
     else:

@@ -15,6 +15,7 @@ from vfio_intx.names import parse_natural
 if TYPE_CHECKING:
     from vfio_intx.host.root import HostRoot
     from vfio_intx.qemu.monitor import Monitor
+    from vfio_intx.wiring.verify import Witness
 
 DEFAULT_TIMEOUT_S = 10.0
 _LONGEST_TIMEOUT_S = 3600.0
@@ -38,6 +39,22 @@ def add_timeout_argument(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_TIMEOUT_S,
         help=f"seconds for each wait on QEMU or the guest (default {DEFAULT_TIMEOUT_S:g})",
     )
+
+
+def add_trace_argument(parser: argparse.ArgumentParser) -> None:
+    """``--trace``: one more kind of evidence for a scheme."""
+    parser.add_argument("--trace", action="store_true", help="ask the kernel's tracepoints too, as a third witness")
+
+
+def witness_of(arguments: argparse.Namespace, root: HostRoot) -> Witness:
+    """The witness that ``--trace`` asks for, or the one that sees nothing."""
+    if arguments.trace:
+        from vfio_intx.observe.witness import tracing
+
+        return tracing(root)
+    from vfio_intx.wiring.verify import no_witness
+
+    return no_witness
 
 
 def parse_seconds(text: str) -> float:

@@ -7,8 +7,8 @@ into. Such a line is still shown with what the host alone tells.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from contextlib import closing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 from vfio_intx.chain.evidence import Evidence, weigh
@@ -23,12 +23,10 @@ from vfio_intx.qemu.process import QemuProcess, find_processes, monitor_sockets
 from vfio_intx.qemu.transports import open_first
 from vfio_intx.wiring.inspect import Board, read_board, report
 from vfio_intx.wiring.line import LineReport, Uptake
-from vfio_intx.wiring.verify import HostLine, Sample, close_sample, open_sample, read_host_line
+from vfio_intx.wiring.verify import HostLine, Sample, Witness, close_sample, no_witness, open_sample, read_host_line
 
 #: Opens a VM's monitor; the caller closes it.
 Opener = Callable[[], Monitor]
-#: Further evidence on one line (trace events, descriptors), given the process's number where it is known.
-Witness = Callable[[Bdf, int | None], Iterable[Evidence]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,32 +60,44 @@ class _Asked:
 
 
 def gather(
-    root: HostRoot, *, interval_s: float, budget_s: float, witness: Witness | None = None
+    root: HostRoot, *, interval_s: float, budget_s: float, witness: Witness = no_witness
 ) -> tuple[VmStatus, ...]:
     """Every VM of this machine, with the lines of those that have passed-through functions.
 
     :param interval_s: how long the counters are watched; nothing is held meanwhile.
     :param budget_s: for each wait on one QEMU.
+    :param witness: watches each line during the interval for further evidence.
     """
     processes = find_processes(root)
     busy = [process for process in processes if _may_have_lines(process)]
     visits = [(process, _visit(root, _opener(root, process, budget_s))) for process in busy]
-    if any(isinstance(found, _Asked) and found.devices for _, found in visits):
-        time.sleep(interval_s)
-    told = {process.pid: _conclude(root, process, found, budget_s, witness) for process, found in visits}
+    asked = [(process.pid, found) for process, found in visits if isinstance(found, _Asked)]
+    seen = _watch(asked, interval_s, witness)
+    told = {process.pid: _conclude(root, process, found, budget_s, seen) for process, found in visits}
     return tuple(told.get(process.pid) or _without_lines(process) for process in processes)
 
 
 def gather_one(
-    root: HostRoot, opener: Opener, *, interval_s: float, witness: Witness | None = None, name: str | None = None
+    root: HostRoot, opener: Opener, *, interval_s: float, witness: Witness = no_witness, name: str | None = None
 ) -> VmStatus:
     """The VM behind one monitor that was named. :raise VfioIntxError: if it cannot be asked."""
     with closing(opener()) as monitor:
         pid, asked = monitor.peer_pid, _ask_first(monitor, root)
-    if asked.devices:
-        time.sleep(interval_s)
+    seen = _watch([(pid, asked)], interval_s, witness)
     with closing(opener()) as monitor:
-        return VmStatus(pid, name, asked.board.machine, _ask_again(monitor, root, asked, pid, witness))
+        return VmStatus(pid, name, asked.board.machine, _ask_again(monitor, root, asked, seen))
+
+
+def _watch(
+    asked: Iterable[tuple[int | None, _Asked]], interval_s: float, witness: Witness
+) -> Mapping[Bdf, Sequence[Evidence]]:
+    """Let the interval pass with a witness at every line; without lines there is nothing to wait for."""
+    lines = [(bdf, pid) for pid, one in asked for _, bdf in one.devices]
+    with ExitStack() as stack:
+        seen = {bdf: stack.enter_context(witness(bdf, pid)) for bdf, pid in lines}
+        if lines:
+            time.sleep(interval_s)
+    return seen
 
 
 def _may_have_lines(process: QemuProcess) -> bool:
@@ -122,18 +132,21 @@ def _ask_first(monitor: Monitor, root: HostRoot) -> _Asked:
 
 
 def _ask_again(
-    monitor: Monitor, root: HostRoot, asked: _Asked, pid: int | None, witness: Witness | None
+    monitor: Monitor, root: HostRoot, asked: _Asked, seen: Mapping[Bdf, Sequence[Evidence]]
 ) -> tuple[LineReport, ...]:
     found: list[LineReport] = []
     for device, bdf in asked.devices:
         samples = (asked.first[bdf], close_sample(monitor, root, bdf))
-        further = tuple(witness(bdf, pid)) if witness else ()
-        found.append(report(monitor, asked.board, device, bdf, samples, further=further))
+        found.append(report(monitor, asked.board, device, bdf, samples, further=seen.get(bdf, ())))
     return tuple(found)
 
 
 def _conclude(
-    root: HostRoot, process: QemuProcess, found: _Asked | VfioIntxError, budget_s: float, witness: Witness | None
+    root: HostRoot,
+    process: QemuProcess,
+    found: _Asked | VfioIntxError,
+    budget_s: float,
+    seen: Mapping[Bdf, Sequence[Evidence]],
 ) -> VmStatus:
     machine = process.command_line.machine
     error = found if isinstance(found, VfioIntxError) else None
@@ -141,7 +154,7 @@ def _conclude(
         machine = found.board.machine
         try:
             with closing(_opener(root, process, budget_s)()) as monitor:
-                lines = _ask_again(monitor, root, found, process.pid, witness)
+                lines = _ask_again(monitor, root, found, seen)
             return VmStatus(process.pid, process.command_line.name, machine, lines)
         except VfioIntxError as second:
             error = second

@@ -22,7 +22,7 @@ from vfio_intx.wiring.hotplug import add, undone_on_failure
 from vfio_intx.wiring.inspect import Board, read_board, read_guest_side, report
 from vfio_intx.wiring.line import LineReport, Uptake
 from vfio_intx.wiring.ready import require_free, require_ready
-from vfio_intx.wiring.verify import open_sample, watch
+from vfio_intx.wiring.verify import Witness, no_witness, open_sample, watch
 
 #: The schemes that stock QEMU can be told to use when a device is added.
 CHOICES = (Scheme.IRQFD, Scheme.TRAP)
@@ -117,9 +117,10 @@ def _require_possible(scheme: Scheme, board: Board, features: Features) -> tuple
     return ()
 
 
-def attach(request: Request, monitor: Monitor, root: HostRoot) -> LineReport:
+def attach(request: Request, monitor: Monitor, root: HostRoot, *, witness: Witness = no_witness) -> LineReport:
     """Do it all; the report says which scheme is proven, or why none is yet.
 
+    :param witness: watches the line for further evidence while an interrupt is waited for.
     :raise WorldError: as :func:`plan` does, and whatever QEMU answers. Nothing is left in the VM then, or a note on
         the error says what is.
     """
@@ -128,7 +129,7 @@ def attach(request: Request, monitor: Monitor, root: HostRoot) -> LineReport:
     with undone_on_failure(monitor, request.id, budget_s=request.timeout_s):
         add(monitor, planned.arguments, budget_s=request.timeout_s)
         device = _the_device(request, monitor)
-        found = _follow(request, monitor, root, board, device)
+        found = _follow(request, monitor, root, board, device, witness)
     return replace(found, notes=(*planned.notes, *found.notes))
 
 
@@ -139,7 +140,9 @@ def _the_device(request: Request, monitor: Monitor) -> PassedThrough:
     raise MissingError(f"QEMU accepted {request.bdf} but has no device {request.id} now", hint="see QEMU's log")
 
 
-def _follow(request: Request, monitor: Monitor, root: HostRoot, board: Board, device: PassedThrough) -> LineReport:
+def _follow(
+    request: Request, monitor: Monitor, root: HostRoot, board: Board, device: PassedThrough, witness: Witness
+) -> LineReport:
     """Wait for the guest, then for an interrupt; a deadline that passes is no failure: the report says so."""
     first = open_sample(monitor, root, request.bdf)
     taken = Deadline.after("the guest takes the device", request.timeout_s)
@@ -147,8 +150,8 @@ def _follow(request: Request, monitor: Monitor, root: HostRoot, board: Board, de
     def listening() -> bool:
         return read_guest_side(monitor, board, device.id).uptake is Uptake.LISTENING
 
-    if taken.poll(listening) and request.prove_s > 0:
-        last = watch(monitor, root, request.bdf, first, Deadline.after("an interrupt to prove by", request.prove_s))
-    else:
-        last = watch(monitor, root, request.bdf, first, Deadline.after("a last look", 0.001))
-    return report(monitor, board, device, request.bdf, (first, last))
+    prove_s = request.prove_s if taken.poll(listening) else 0.0
+    with witness(request.bdf, monitor.peer_pid) as further:
+        until = Deadline.after("an interrupt to prove by", max(prove_s, 0.001))
+        last = watch(monitor, root, request.bdf, first, until)
+    return report(monitor, board, device, request.bdf, (first, last), further=further)

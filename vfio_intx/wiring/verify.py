@@ -11,7 +11,8 @@ counted in its window and that QEMU raised is in QEMU's window too, and "QEMU ra
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from vfio_intx.chain.evidence import Evidence, Kind
@@ -24,6 +25,15 @@ from vfio_intx.qemu import replies
 from vfio_intx.qemu.features import read_counts
 from vfio_intx.qemu.irqchip import Controllers, IrqchipKind, IrqCounts
 from vfio_intx.qemu.monitor import Monitor, ask
+
+#: Watches one line (of the VM with that pid, where known) while its block runs; the evidence is in the sequence then.
+Witness = Callable[[Bdf, int | None], AbstractContextManager[Sequence[Evidence]]]
+
+
+@contextmanager
+def no_witness(bdf: Bdf, pid: int | None) -> Iterator[Sequence[Evidence]]:
+    """The witness that sees nothing: configuration and counters have to do."""
+    yield ()
 
 
 @dataclass(frozen=True, slots=True)
