@@ -18,9 +18,9 @@ from typing import Any
 
 from vfio_intx.errors import MissingError, VerifyError
 
-#: (time in ns of the instance's clock, kind, CPU, thread, three fields): kept a plain tuple, so that sorting is by time
-#: and making one costs as little as Python allows.
-Event = tuple[int, int, int, int, int, int, int]
+#: (time in ns of the instance's clock, kind, CPU, fields): the fields are the thread that it happened in, then those
+#: asked for. Plain tuples, the inner one made by :mod:`struct`: an event costs as little as Python allows.
+Event = tuple[int, int, int, tuple[int, ...]]
 
 _FIELD = re.compile(
     r"^\tfield:(?P<declaration>[^;]+);\toffset:(?P<offset>[0-9]{1,5});\tsize:(?P<size>[0-9]{1,5});"
@@ -81,7 +81,7 @@ class PageLayout:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What to take from one kind of event: at most three integer fields, in the order they shall come out."""
+    """What to take from one kind of event: integer fields, in the order they lie in it."""
 
     kind: int
     format: EventFormat
@@ -170,7 +170,7 @@ class PageDecoder:
     def __init__(self, layout: PageLayout, wanted: Iterable[Wanted]) -> None:
         self._layout = layout
         self._head = struct.Struct("<Q").unpack_from
-        self._unpack = {want.format.identity: (want.kind, _unpacker(want), _spare(want)) for want in wanted}
+        self._unpack = {want.format.identity: (want.kind, _unpacker(want), _least(want)) for want in wanted}
 
     def decode(self, page: bytes | bytearray | memoryview, cpu: int, out: list[Event]) -> PageResult:
         """Append the events of one whole page to *out*, oldest first. Never raises for what the page holds."""
@@ -203,10 +203,9 @@ class PageDecoder:
                     return False
                 found = unpack(halves[place + place + 2])
                 if found is not None:
-                    fields = found[1](page, (place + 1) << 2) if kind >= found[2][1] else None
-                    if fields is None:
+                    if kind < found[2]:
                         return False
-                    append((time, found[0], cpu, *fields, *found[2][0]))
+                    append((time, found[0], cpu, found[1](page, (place + 1) << 2)))
                 place = after
             elif place == last:
                 return kind == _PADDING
@@ -224,6 +223,13 @@ class PageDecoder:
                 time += head >> 5
                 place += 1 + (words[place + 1] + 3 >> 2)
         return place == end
+
+
+def data_end(layout: PageLayout, page: bytes) -> int:
+    """Where a page's data ends, in bytes from its start; behind it lies whatever was in the memory before."""
+    commit = int.from_bytes(page[layout.commit : layout.commit + layout.commit_size], "little")
+    stored = 8 if commit & _MISSED_STORED else 0
+    return min(len(page), layout.data + (commit & _COMMIT_LENGTH) + stored)
 
 
 def _missed(page: bytes | bytearray | memoryview, commit: int, end: int) -> int | None:
@@ -259,7 +265,6 @@ def _places(want: Wanted) -> Sequence[Field]:
     return [want.format.fields[name] for name in want.fields]
 
 
-def _spare(want: Wanted) -> tuple[tuple[int, ...], int]:
-    """The zeros that fill an event up to three fields, and the least length in words of a whole record."""
-    last = max(field.offset + field.size for field in _places(want)) if want.fields else 8
-    return (0,) * (3 - len(want.fields)), last + 3 >> 2
+def _least(want: Wanted) -> int:
+    """The least length in words of a record that holds all that is wanted."""
+    return max(field.offset + field.size for field in (want.format.fields["common_pid"], *_places(want))) + 3 >> 2

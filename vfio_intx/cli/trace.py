@@ -3,79 +3,211 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
 import signal
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vfio_intx.cli.output import console, print_json
-from vfio_intx.errors import UsageError
+from vfio_intx.errors import KernelError, UsageError
 from vfio_intx.host.root import HostRoot
-from vfio_intx.names import Bdf, Gsi, parse_natural
+from vfio_intx.names import Bdf, Gsi, escape, parse_natural
 
 if TYPE_CHECKING:
-    from vfio_intx.observe.collect import Report
+    from vfio_intx.observe.collect import Report, Tracer
+    from vfio_intx.observe.events import Target
+    from vfio_intx.observe.export import Export
+    from vfio_intx.observe.span import Span
+    from vfio_intx.observe.timeline import Timeline
+
+_LIVE_S = 0.25
+_SHOWN_ANOMALIES = 8
+#: Far more objects between two runs of the collector: events and spans make no cycles, it would only walk them.
+_COLLECT_AFTER = 200_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``trace``."""
     parser.add_argument("bdf", nargs="?", metavar="BDF", help="the passed-through device")
-    parser.add_argument("--pid", help="the VM's process")
+    parser.add_argument("--pid", help="the VM's process; with BDF it is found")
     parser.add_argument("--gsi", help="the line, as the guest's GSI; with BDF it is learnt from the events")
     parser.add_argument("--seconds", type=float, help="record for so long (default: 10, or until --count)")
     parser.add_argument("--count", help="stop after so many interrupts")
+    parser.add_argument("--buffer-kb", help="buffer of each CPU (default: by the number of CPUs, 16384 at most)")
     parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
-    parser.add_argument("--json-to", metavar="FILE", help="the result as JSON into a file")
+    parser.add_argument("--json-to", type=Path, metavar="FILE", help="the result as JSON into a file")
+    parser.add_argument("--spans", type=Path, metavar="FILE", help="every interrupt, one JSON object a line")
+    parser.add_argument("--perfetto", type=Path, metavar="FILE", help="a trace for ui.perfetto.dev, chrome://tracing")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="a page with timeline and histograms; needs no network"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Trace and print; 0 if interrupts were seen and no event was lost, else 1."""
+    """Trace and print; 0 if interrupts were seen, none of their events was lost and the VM lived on, else 1."""
     from vfio_intx.observe.collect import Tracer
     from vfio_intx.observe.collect import run as run_tracer
+    from vfio_intx.observe.timeline import Timeline
+
+    target, pid = _target(arguments)
+    seconds, count, size_kb = _limits(arguments)
+    name = _name(arguments, target, pid)
+    timeline = Timeline() if arguments.html else None
+    gc.set_threshold(_COLLECT_AFTER)
+    with contextlib.ExitStack() as stack:
+        exports = [stack.enter_context(export) for export in _exports(arguments, name)]
+        tracer = Tracer(target, root=HostRoot(), pid=pid, size_kb=size_kb, sink=_sink(exports, timeline))
+        stopped = stack.enter_context(_signals())
+        tell = stack.enter_context(_live(arguments))
+        report = run_tracer(tracer, seconds=seconds, count=count, stop=lambda: bool(stopped), tell=tell)
+        for export in exports:
+            export.note(report.anomalies)
+    if arguments.html is not None and timeline is not None:
+        _write_page(arguments.html, report, timeline, name)
+    _print(report, arguments, name)
+    return 0 if report.summary.interrupts and not report.lost_events and report.ended != "vm-gone" else 1
+
+
+def _target(arguments: argparse.Namespace) -> tuple[Target, int | None]:
     from vfio_intx.observe.target import resolve
 
     if arguments.bdf is None and (arguments.gsi is None or arguments.pid is None):
         raise UsageError("name a line: a BDF, or --gsi N with --pid PID", hint="vfio-intx status lists both")
-    if arguments.seconds is not None and not 0 < arguments.seconds < 1e6:
-        raise UsageError("--seconds must be a positive number")
+    bdf = None if arguments.bdf is None else Bdf.parse(arguments.bdf)
     pid = None if arguments.pid is None else parse_natural(arguments.pid, "--pid", least=1, most=1 << 22)
     gsi = None if arguments.gsi is None else Gsi(parse_natural(arguments.gsi, "--gsi", most=4095))
+    return resolve(HostRoot(), pid=pid, gsi=gsi, bdf=bdf)
+
+
+def _limits(arguments: argparse.Namespace) -> tuple[float | None, int | None, int | None]:
+    if arguments.seconds is not None and not 0 < arguments.seconds < 1e7:
+        raise UsageError("--seconds must be a positive number")
     count = None if arguments.count is None else parse_natural(arguments.count, "--count", least=1)
-    bdf = None if arguments.bdf is None else Bdf.parse(arguments.bdf)
-    seconds = arguments.seconds if arguments.seconds or count else 10.0
-    root = HostRoot()
-    target = resolve(root, pid=pid, gsi=gsi, bdf=bdf, irq=None)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    tracer = Tracer(target, root=root, pid=pid)
-    report = run_tracer(tracer, seconds=seconds, count=count)
-    _print(report, arguments)
-    return 0 if report.summary.interrupts and not report.lost_events else 1
+    buffer = arguments.buffer_kb
+    size_kb = None if buffer is None else parse_natural(buffer, "--buffer-kb", least=64, most=1 << 20)
+    return arguments.seconds if arguments.seconds or count else 10.0, count, size_kb
 
 
-def _print(report: Report, arguments: argparse.Namespace) -> None:
+def _name(arguments: argparse.Namespace, target: Target, pid: int | None) -> str:
+    line = str(Bdf.parse(arguments.bdf)) if arguments.bdf else f"GSI {target.gsi}"
+    return f"{line} of process {pid}" if pid is not None else line
+
+
+def _exports(arguments: argparse.Namespace, name: str) -> Iterator[Export]:
+    from vfio_intx.observe.export import PerfettoFile, SpansFile
+
+    if arguments.spans is not None:
+        yield SpansFile(arguments.spans)
+    if arguments.perfetto is not None:
+        yield PerfettoFile(arguments.perfetto, name)
+
+
+def _sink(exports: list[Export], timeline: Timeline | None) -> Tracer.Sink:
+    def take(spans: list[Span]) -> None:
+        for export in exports:
+            export.add(spans)
+        if timeline is not None:
+            timeline.add(spans)
+
+    return take
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """A list that fills when somebody asks us to stop: the run then ends as any other, with its result."""
+    asked: list[int] = []
+    before = {
+        number: signal.signal(number, lambda got, _: asked.append(got)) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _live(arguments: argparse.Namespace) -> Iterator[Tracer.Tell]:
+    """A line on stderr that follows the run, on a terminal only."""
+    err = console(stderr=True)
+    if not err.is_terminal:
+        yield lambda tracer: None
+        return
+    shown = 0.0
+    with err.status("recording") as status:
+
+        def tell(tracer: Tracer) -> None:
+            nonlocal shown
+            now = time.monotonic()
+            if now - shown >= _LIVE_S:
+                shown = now
+                status.update(f"{tracer.elapsed_s():.1f} s, {tracer.summary.interrupts:,} interrupts")
+
+        yield tell
+
+
+def _write_page(path: Path, report: Report, timeline: Timeline, name: str) -> None:
+    from vfio_intx.observe.timeline import render
+
+    try:
+        path.write_text(render(report, timeline, name), "utf-8")
+    except OSError as error:
+        raise KernelError("write", str(path), error.errno or 0) from error
+
+
+def _print(report: Report, arguments: argparse.Namespace, name: str) -> None:
     from vfio_intx.observe.report import to_json
 
     payload = to_json(report)
-    if arguments.json_to:
-        print_json("trace/1", payload, to=Path(arguments.json_to))
+    if arguments.json_to is not None:
+        try:
+            print_json("trace/1", payload, to=arguments.json_to)
+        except OSError as error:
+            raise KernelError("write", str(arguments.json_to), error.errno or 0) from error
     if arguments.json:
         print_json("trace/1", payload)
-    elif not arguments.json_to:
-        _print_table(report)
+    elif arguments.json_to is None:
+        _print_table(report, name)
 
 
-def _print_table(report: Report) -> None:
+def _print_table(report: Report, name: str) -> None:
     from rich.table import Table
 
     out = console()
-    table = Table(title=f"GSI {report.target.gsi}: {report.summary.interrupts} interrupts in {report.seconds:.1f} s")
+    summary = report.summary
+    table = Table(title=f"{name}, {summary.interrupts:,} interrupts in {report.seconds:.1f} s (microseconds)")
     table.add_column("stage")
-    for name in ("p50", "p90", "p99", "p99.9", "max", "share"):
-        table.add_column(name, justify="right")
-    for stage in report.summary.stages():
-        table.add_row(stage.stage.value, *(f"{value:.1f}" for value in stage.us.values()), f"{stage.share:.0%}")
+    for column in ("p50", "p90", "p99", "p99.9", "max", "share"):
+        table.add_column(column, justify="right")
+    for stage in summary.stages():
+        table.add_row(stage.stage.value, *(f"{value:,.1f}" for value in stage.us.values()), f"{stage.share:.1%}")
+    if whole := summary.whole.microseconds():
+        table.add_row("whole", *(f"{value:,.1f}" for value in whole.values()), "", style="bold")
     out.print(table)
-    evidence = report.summary.evidence()
-    if evidence is not None:
-        out.print(evidence.text)
-    for name, count in report.anomaly_counts.items():
-        out.print(f"{count} {name}")
+    for line in _words(report):
+        out.print(line, markup=False)
+
+
+def _words(report: Report) -> Iterator[str]:
+    summary, cost = report.summary, report.cost
+    if not summary.interrupts:
+        yield "No interrupt of this line was seen."
+    if evidence := summary.evidence():
+        yield f"{evidence.text}; {summary.wakeups_per_interrupt} wake-ups of userspace each"
+    if report.ended not in ("time", "count", "stopped"):
+        yield f"The run ended early: {report.ended}"
+    if report.lost_events:
+        yield f"{report.lost_events} events were LOST: the buffer was too small (--buffer-kb) or this machine too busy"
+    if report.without:
+        yield f"This kernel has no {', '.join(report.without)}."
+    for kind, count in report.anomaly_counts.items():
+        yield f"{count:,} {kind}"
+    for anomaly in report.anomalies[:_SHOWN_ANOMALIES]:
+        yield f"  {anomaly.time / 1e9:.6f} {anomaly.oddity.value}: {escape(anomaly.detail)}"
+    if len(report.anomalies) > _SHOWN_ANOMALIES:
+        yield "  … more of them with --json or --html"
+    share = cost.cpu_s / report.seconds if report.seconds else 0.0
+    yield f"cost: {cost.events:,} events, {cost.cpu_s:.2f} s of CPU ({share:.1%} of one core)"

@@ -14,22 +14,23 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 
 from vfio_intx.abi.tracepoints import Event
+from vfio_intx.host.irq import read_interrupts
 from vfio_intx.host.root import HostRoot
 from vfio_intx.observe.events import Target, plan
 from vfio_intx.observe.span import Anomaly, Span
 from vfio_intx.observe.spans import Joiner
 from vfio_intx.observe.summary import Summary
-from vfio_intx.observe.target import learn_gsi, only_of, with_gsi
-from vfio_intx.observe.tracing import Instance, read_start
+from vfio_intx.observe.target import learn, only_of
+from vfio_intx.observe.tracing import Instance, Keeper, read_start
 
 #: How far behind the reading the joining stays, in ns.
 _BEHIND_NS = 5_000_000
 #: Buffer of all CPUs together, and the bounds of one CPU's, in KiB.
 _ALL_KB, _LEAST_KB, _MOST_KB = 64 << 10, 1 << 10, 16 << 10
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5
-#: Events held back while the GSI is still to be learnt; then the run goes on without.
+#: Events held back while the GSI is still to be learnt; then the older half is let go.
 _MOST_HELD = 200_000
-_CHECK_S = 0.5
+_CHECK_S = 1.0
 _by_time = itemgetter(0)
 
 
@@ -51,7 +52,7 @@ class Cost:
 class Report:
     """What one run has found.
 
-    :ivar ended: why it ended: ``time``, ``count``, ``stopped``, ``vm-gone`` or ``device-gone``.
+    :ivar ended: why it ended: ``time``, ``count``, ``stopped``, ``vm-gone`` or ``line-gone``.
     :ivar lost_events: by the kernel's own statistics of the buffers.
     :ivar without: tracepoints that this kernel does not have.
     """
@@ -64,6 +65,7 @@ class Report:
     anomaly_counts: Mapping[str, int]
     handled: int
     injected: int
+    restated: int
     lost_events: int
     cost: Cost
     without: tuple[str, ...] = field(default=())
@@ -78,8 +80,12 @@ class Tracer:
     """Traces one line inside its ``with``: :meth:`poll` now and then, :meth:`finish` for the report.
 
     :param sink: is given every finished span, for exports; what it raises ends the run, the instance is removed.
+    :param keeper: is given the pages as they are read.
     :raise KernelError, MissingError: as :class:`~vfio_intx.observe.tracing.Instance`.
     """
+
+    Sink = Callable[[list[Span]], None]
+    Tell = Callable[["Tracer"], None]
 
     def __init__(
         self,
@@ -88,11 +94,12 @@ class Tracer:
         root: HostRoot,
         pid: int | None = None,
         size_kb: int | None = None,
-        sink: Callable[[list[Span]], None] | None = None,
+        sink: Sink | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         self.target = target
         self.summary = Summary()
-        self.instance = Instance(root, plan(target), size_kb=size_kb or default_size_kb())
+        self.instance = Instance(root, plan(target), size_kb=size_kb or default_size_kb(), keeper=keeper)
         self._root = root
         self._pid = pid
         self._start = read_start(root, pid) if pid is not None else None
@@ -104,7 +111,7 @@ class Tracer:
         self._bytes = 0
         self._pause = _SHORTEST_PAUSE_S
         self._checked = 0.0
-        self._lost = 0
+        self._mixed = False
 
     def __enter__(self) -> Tracer:
         self._cpu = time.process_time()
@@ -148,15 +155,18 @@ class Tracer:
 
     def _join(self, events: list[Event], *, last: bool) -> None:
         if self._learning:
-            gsi = learn_gsi(events)
-            if gsi is None and not last and len(events) < _MOST_HELD:
+            learnt = learn(self.target, events, least=1) if last else learn(self.target, events)
+            if learnt is None:
+                # Nothing of the line yet, only of others. They are kept for a while, for its first interrupts.
+                del self._pending[: 0 if len(events) < _MOST_HELD else len(events) // 2]
                 return
             self._learning = False
-            if gsi is not None:
-                self.target = with_gsi(self.target, gsi)
+            self._mixed = True
+            self.target = learnt
+            if not last:
+                self.instance.narrow(plan(learnt))
         del self._pending[: len(events)]
-        gsi = self.target.gsi
-        self._joiner.feed(events if gsi is None else only_of(gsi, events))
+        self._joiner.feed(only_of(self.target, events) if self._mixed else events)
         self._hand_on()
 
     def _hand_on(self) -> None:
@@ -167,18 +177,32 @@ class Tracer:
                 self._sink(done)
             done.clear()
 
+    def elapsed_s(self) -> float:
+        """Seconds since the recording began."""
+        return time.monotonic() - self._began
+
     def gone(self) -> str | None:
-        """``vm-gone`` if the VM's process no longer lives, else None. Looks at most twice a second."""
+        """``vm-gone`` if the VM's process no longer lives, ``line-gone`` if vfio no longer handles the host's IRQ.
+
+        The latter is a device that was unplugged, or a guest that switched to MSI. Looks about once a second.
+        """
         now = time.monotonic()
-        if self._pid is None or now - self._checked < _CHECK_S:
+        if now - self._checked < _CHECK_S:
             return None
         self._checked = now
-        return None if read_start(self._root, self._pid) == self._start else "vm-gone"
+        if self._pid is not None and read_start(self._root, self._pid) != self._start:
+            return "vm-gone"
+        irq, action = self.target.irq, self.target.action
+        if irq is not None and action is not None:
+            lines = read_interrupts(self._root).value
+            if lines is not None and (irq not in lines or action not in lines[irq].actions):
+                return "line-gone"
+        return None
 
     def finish(self, ended: str = "stopped") -> Report:
         """Stop recording, join the rest, and report. The instance is still there until the ``with`` is left."""
         self.instance.stop()
-        seconds = time.monotonic() - self._began
+        seconds = self.elapsed_s()
         self._read()
         self._pending.sort(key=_by_time)
         self._join(list(self._pending), last=True)
@@ -193,6 +217,7 @@ class Tracer:
             {oddity.value: count for oddity, count in self._joiner.counts.items()},
             self._joiner.handled,
             self._joiner.injected,
+            self._joiner.restated,
             lost,
             Cost(time.process_time() - self._cpu, self._events, self._bytes),
             tuple(self.instance.without),
@@ -211,10 +236,16 @@ def _first_after(events: list[Event], moment: int) -> int:
 
 
 def run(
-    tracer: Tracer, *, seconds: float | None, count: int | None, tell: Callable[[Tracer], None] = lambda tracer: None
+    tracer: Tracer,
+    *,
+    seconds: float | None,
+    count: int | None,
+    stop: Callable[[], bool] = lambda: False,
+    tell: Tracer.Tell = lambda tracer: None,
 ) -> Report:
     """Enter *tracer*, poll it until *seconds* are over or *count* interrupts were seen, and report.
 
+    :param stop: asked after each poll: whether somebody wants an end.
     :param tell: is called after each poll, for a live line.
     """
     with tracer:
@@ -226,6 +257,8 @@ def run(
             tell(tracer)
             if count is not None and tracer.summary.interrupts >= count:
                 return tracer.finish("count")
+            if stop():
+                return tracer.finish("stopped")
             if left <= 0:
                 return tracer.finish("time")
             if gone := tracer.gone():

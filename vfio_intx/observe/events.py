@@ -17,6 +17,8 @@ from vfio_intx.names import Gsi, HostIrq
 _IN_HARD_IRQ = 8
 _EXIT_IOAPIC_EOI, _EXIT_MMIO = 26, 6
 _MSI_LEVEL = 1 << 15
+#: Bits of an IOAPIC redirection entry.
+_ENTRY_LEVEL, _ENTRY_MASKED = 1 << 15, 1 << 16
 
 
 class Kind(IntEnum):
@@ -88,12 +90,14 @@ class Target:
     :ivar threads: every thread of the VM's process; empty for "whichever VM".
     :ivar irq: the host's IRQ; None for a VM whose interrupts do not come from a device (the micro VM).
     :ivar action: the name of the handler on that IRQ, which tells it from its neighbours on a shared line.
+    :ivar by_message: it was learnt that the line is delivered by messages (``split``), which name no GSI.
     """
 
     gsi: Gsi | None
     threads: tuple[int, ...] = ()
     irq: HostIrq | None = None
     action: str | None = None
+    by_message: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,19 +126,22 @@ def plan(target: Target) -> list[Enable]:
     ours = _any_of("common_pid", target.threads) if target.threads else None
     in_handler = f"common_flags & {_IN_HARD_IRQ}"
     pin = None if target.gsi is None else f"pin == {_pin(target.gsi)}"
+    # Delivered as it should be, the IOAPIC's own event tells nothing that the LAPIC's has not told.
+    remarkable = f"(e & {_ENTRY_MASKED} || !(e & {_ENTRY_LEVEL}) || coalesced == 1)"
     filters: list[tuple[Kind, str | None]] = [
         (Kind.USERSPACE_EXIT, _both(ours, _any_of("reason", (_EXIT_IOAPIC_EOI, _EXIT_MMIO)))),
-        (Kind.ACK, pin),
         (Kind.EOI, _both("vector >= 0", ours)),
         (Kind.INJECT_VECTOR, ours),
         (Kind.ACCEPT, "tm != 0"),
         (Kind.MSI, _both(f"data & {_MSI_LEVEL}", f"({ours} || {in_handler})" if ours else None)),
     ]
-    if target.gsi is None or target.gsi < 16:
-        filters.append(
-            (Kind.PIC, None if target.gsi is None else f"chip == {target.gsi >> 3} && pin == {target.gsi & 7}")
-        )
-    filters += [(Kind.IOAPIC, pin), (Kind.SET_IRQ, None if target.gsi is None else f"gsi == {target.gsi}")]
+    if not target.by_message:
+        filters.insert(1, (Kind.ACK, pin))
+        if target.gsi is None or target.gsi < 16:
+            chip = None if target.gsi is None else f"chip == {target.gsi >> 3} && pin == {target.gsi & 7}"
+            filters.append((Kind.PIC, chip))
+        gsi = None if target.gsi is None else f"gsi == {target.gsi}"
+        filters += [(Kind.IOAPIC, _both(pin, remarkable)), (Kind.SET_IRQ, gsi)]
     if target.irq is not None:
         filters += _host_side(target)
     return [Enable(TRACEPOINTS[kind], condition) for kind, condition in filters]

@@ -1,13 +1,14 @@
 """Latencies of any number of interrupts in a bounded space, and their percentiles.
 
 A value is kept to eleven significant bits (one part in a thousand), as an HdrHistogram of three digits does; there are
-then never more than some thousand different ones, so counting them is one addition to a dict, which Python can do a
-million times a second. Percentiles are HdrHistogram's own, made when somebody asks.
+then never more than some ten thousand different ones. They are counted a list at a time, which Python does in C.
+Percentiles are HdrHistogram's own, made when somebody asks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 _KEPT_BITS = 11
 _HIGHEST_NS = 3_600_000_000_000
@@ -24,18 +25,18 @@ class Latencies:
         self.total = 0
         self.most = 0
 
-    def add(self, ns: int) -> None:
-        """Count one duration; below zero counts as zero."""
-        if ns < 0:
-            ns = 0
-        shift = ns.bit_length() - _KEPT_BITS
-        key = ns >> shift << shift if shift > 0 else ns
+    def extend(self, durations: Sequence[int]) -> None:
+        """Count some durations (ns); a negative one counts as zero."""
+        if not durations:
+            return
         counts = self.counts
-        counts[key] = counts.get(key, 0) + 1
-        self.count += 1
-        self.total += ns
-        if ns > self.most:
-            self.most = ns
+        for ns, count in Counter(durations).items():
+            shift = ns.bit_length() - _KEPT_BITS
+            key = ns >> shift << shift if shift > 0 else max(ns, 0)
+            counts[key] = counts.get(key, 0) + count
+        self.count += len(durations)
+        self.total += sum(durations)
+        self.most = max(self.most, *durations) if len(durations) > 1 else max(self.most, durations[0])
 
     def microseconds(self) -> Mapping[str, float]:
         """``p50``, ``p90``, ``p99``, ``p999`` and ``max`` in microseconds; empty if nothing was counted."""

@@ -19,6 +19,8 @@ def to_json(report: Report) -> dict[str, object]:
         "interrupts": summary.interrupts,
         "injected": report.injected,
         "handled": report.handled if report.target.irq is not None else None,
+        "restated": report.restated,
+        "deliveries": summary.interrupts + report.anomaly_counts.get("repeated", 0),
         "per_second": round(summary.interrupts / report.seconds, 1) if report.seconds else 0.0,
         "lost_events": report.lost_events,
         "evidence": None

@@ -39,6 +39,7 @@ from vfio_intx.observe.span import (
 
 _ENTRY_MASKED = 1 << 16
 _EXIT_MMIO, _EXIT_IOAPIC_EOI = 6, 26
+Fields = tuple[int, ...]
 #: Anomalies kept with their time, of each kind; the rest is only counted.
 KEPT_OF_A_KIND = 100
 
@@ -49,6 +50,8 @@ class Joiner:
     :ivar done: finished spans, in the order they finished; the caller empties it.
     :ivar counts: every oddity ever seen.
     :ivar anomalies: the first hundred of each, with their times.
+    :ivar injected: levels raised and messages sent, begun spans; ``handled``: runs of the host's handler that took it.
+    :ivar restated: raises of a level that the same thread of userspace had raised already: no event of their own.
     """
 
     def __init__(self, target: Target) -> None:
@@ -59,6 +62,7 @@ class Joiner:
         self.anomalies: list[Anomaly] = []
         self.injected = 0
         self.handled = 0
+        self.restated = 0
         self._open: list[Span] = []
         self._handler: Handler | None = None
         self._running: Handler | None = None
@@ -84,15 +88,15 @@ class Joiner:
         }
 
     def feed(self, events: Iterable[Event]) -> None:
-        """Join *events*, which are sorted by time. Of a kind that is not known: passed over."""
+        """Join *events*, which are sorted by time."""
         act = self._act
         last = self._last
-        for time, kind, cpu, pid, a, b, c in events:
+        for time, kind, cpu, fields in events:
             if time < last:
                 self._note(Oddity.LATE, time, f"{(last - time) / 1000:.1f} us older than the one before it")
             else:
                 last = time
-            act[kind](time, cpu, pid, a, b, c)
+            act[kind](time, cpu, fields)
         self._last = last
 
     def finish(self) -> None:
@@ -114,13 +118,14 @@ class Joiner:
 
     # The host's side
 
-    def _host_entry(self, time: int, cpu: int, pid: int, irq: int, _b: int, _c: int) -> None:
+    def _host_entry(self, time: int, cpu: int, fields: Fields) -> None:
         waiting = self._handler
         if waiting is not None and self._synced:
             self._note(Oddity.NOT_INJECTED, waiting.entry, "the host's handler ran, no injection followed")
         self._handler = self._running = Handler(time, cpu)
 
-    def _host_exit(self, time: int, cpu: int, pid: int, irq: int, verdict: int, _c: int) -> None:
+    def _host_exit(self, time: int, cpu: int, fields: Fields) -> None:
+        verdict = fields[2]
         running = self._running
         if running is None or running.cpu != cpu:
             return
@@ -132,40 +137,46 @@ class Joiner:
             self._handler = None
             self._note(Oddity.UNHANDLED, time, "the handler answered that the interrupt is not its device's")
 
-    def _waking(self, time: int, cpu: int, pid: int, woken: int, _b: int, _c: int) -> None:
+    def _waking(self, time: int, cpu: int, fields: Fields) -> None:
         running = self._running
         if running is not None and running.cpu == cpu:
             running.trigger = running.trigger or time
             running.woken += 1
 
-    def _queue_work(self, time: int, cpu: int, pid: int, _a: int, _b: int, _c: int) -> None:
+    def _queue_work(self, time: int, cpu: int, fields: Fields) -> None:
         running = self._running
         if running is not None and running.cpu == cpu:
             running.trigger = running.trigger or time
 
     # Up
 
-    def _set_irq(self, time: int, cpu: int, pid: int, gsi: int, level: int, source: int) -> None:
+    def _set_irq(self, time: int, cpu: int, fields: Fields) -> None:
+        pid, _, level, source = fields
         if not level:
             self._lower(time, pid, source)
             return
         spans = self._open
         if spans and not spans[-1].drop and spans[-1].source != SOURCE_MSI:
+            if source == SOURCE_USERSPACE and pid == spans[-1].pid and self._handler is None:
+                # QEMU sets a GSI below 16 twice, once as the PIC's and once as the IOAPIC's: one raise.
+                self.restated += 1
+                return
             self._odd(spans[-1], Oddity.MERGED, time, "the level was raised again while it was up")
             self._handler = None
             return
-        self._raise(time, cpu, pid, source)
+        self._raise(time, pid, source)
 
-    def _raise(self, time: int, cpu: int, pid: int, source: int) -> Span:
+    def _raise(self, time: int, pid: int, source: int) -> Span:
         self.injected += 1
-        span = Span(self.injected, time, source, cpu, pid, self._handler)
+        span = Span(self.injected, time, source, pid, self._handler)
         span.by_process = source == SOURCE_USERSPACE and pid in self._threads
         self._handler = None
         self._synced = True
         self._open.append(span)
         return span
 
-    def _ioapic(self, time: int, cpu: int, pid: int, entry: int, pin: int, coalesced: int) -> None:
+    def _ioapic(self, time: int, cpu: int, fields: Fields) -> None:
+        pid, entry, pin, coalesced = fields
         span = self._rising(pid)
         if span is None:
             return
@@ -176,7 +187,8 @@ class Joiner:
         elif coalesced:
             self._odd(span, Oddity.COALESCED, time, f"pin {pin} had one pending already")
 
-    def _pic(self, time: int, cpu: int, pid: int, pin: int, mask: int, coalesced: int) -> None:
+    def _pic(self, time: int, cpu: int, fields: Fields) -> None:
+        pid, pin, mask, _ = fields
         # Both chips hear of a GSI below 16; a pin masked at the PIC is normal where the IOAPIC is used.
         span = self._rising(pid)
         if span is not None and not mask >> pin & 1:
@@ -191,7 +203,8 @@ class Joiner:
                 return span
         return None
 
-    def _message(self, time: int, cpu: int, pid: int, address: int, data: int, _c: int) -> None:
+    def _message(self, time: int, cpu: int, fields: Fields) -> None:
+        pid, _, data = fields
         vector = data & 0xFF
         rising = self._rising(pid)
         if rising is not None and not rising.route and rising.source != SOURCE_MSI:
@@ -202,11 +215,12 @@ class Joiner:
         by_process = not self._has_host and pid in self._threads and self._message_vector in (None, vector)
         if in_handler or by_process:
             self._message_vector = vector
-            span = self._raise(time, cpu, pid, SOURCE_MSI)
+            span = self._raise(time, pid, SOURCE_MSI)
             span.vector = vector
             span.by_process = by_process
 
-    def _accept(self, time: int, cpu: int, pid: int, apic: int, vector: int, _c: int) -> None:
+    def _accept(self, time: int, cpu: int, fields: Fields) -> None:
+        pid, _, vector = fields
         span = self._rising(pid)
         if span is not None:
             if not span.route:
@@ -218,7 +232,8 @@ class Joiner:
             if span.vector == vector and span.ack and not span.drop:
                 self._odd(span, Oddity.REPEATED, time, "delivered again, the level was still up at the EOI")
 
-    def _inject_vector(self, time: int, cpu: int, pid: int, vector: int, _b: int, _c: int) -> None:
+    def _inject_vector(self, time: int, cpu: int, fields: Fields) -> None:
+        vector = fields[1]
         for span in self._open:
             if span.vector == vector and not span.deliver and not span.ack:
                 span.deliver = time
@@ -226,13 +241,15 @@ class Joiner:
 
     # Down
 
-    def _eoi(self, time: int, cpu: int, pid: int, apic: int, vector: int, _c: int) -> None:
+    def _eoi(self, time: int, cpu: int, fields: Fields) -> None:
+        vector = fields[2]
         for span in self._open:
             if span.vector == vector and not span.eoi:
                 span.eoi = time
                 return
 
-    def _ack(self, time: int, cpu: int, pid: int, chip: int, pin: int, _c: int) -> None:
+    def _ack(self, time: int, cpu: int, fields: Fields) -> None:
+        pid = fields[0]
         if self._threads and pid not in self._threads:
             self._foreign(time, pid)
             return
@@ -243,7 +260,7 @@ class Joiner:
                     self._over(span)
                 return
         if self._synced and not self._open:
-            self._note(Oddity.ORPHAN_ACK, time, f"thread {pid} acknowledged pin {pin} without an injection")
+            self._note(Oddity.ORPHAN_ACK, time, f"thread {pid} acknowledged pin {fields[2]} without an injection")
 
     def _foreign(self, time: int, pid: int) -> None:
         self._note(Oddity.FOREIGN, time, f"thread {pid} of another VM acknowledged the same GSI")
@@ -275,7 +292,8 @@ class Joiner:
         # A resampler that is shut down lowers from a thread of its process; a foreign vCPU's lowering follows its ack.
         return not self._open or not self._open[-1].ack
 
-    def _userspace_exit(self, time: int, cpu: int, pid: int, reason: int, _b: int, _c: int) -> None:
+    def _userspace_exit(self, time: int, cpu: int, fields: Fields) -> None:
+        pid, reason = fields
         if reason == _EXIT_MMIO:
             self._trapped[pid] = time
             return
@@ -292,7 +310,8 @@ class Joiner:
         self._open.remove(span)
         self.done.append(span)
 
-    def _lost(self, time: int, cpu: int, pid: int, missed: int, damaged: int, _c: int) -> None:
+    def _lost(self, time: int, cpu: int, fields: Fields) -> None:
+        _, missed, damaged = fields
         many = "an unknown number of events" if missed < 0 else f"{missed} events"
         if damaged:
             self._note(Oddity.DAMAGED, time, f"a page of CPU {cpu} contradicts itself")

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vfio_intx.chain.evidence import Evidence
@@ -26,7 +26,10 @@ from vfio_intx.chain.evidence import Kind as EvidenceKind
 from vfio_intx.chain.scheme import Scheme
 from vfio_intx.chain.stage import Stage
 from vfio_intx.observe.histogram import Latencies
-from vfio_intx.observe.span import SOURCE_MSI, SOURCE_RESAMPLE, Span
+from vfio_intx.observe.span import CHAIN, SOURCE_MSI, SOURCE_RESAMPLE, Span
+
+_IRQFD, _SPLIT, _TRAP = Scheme.IRQFD.value, Scheme.SPLIT.value, Scheme.TRAP.value
+_ACK_EVENTFD, _EDGE = Scheme.ACK_EVENTFD.value, Scheme.EDGE.value
 
 #: So many of the slowest interrupts are kept whole.
 SLOWEST = 10
@@ -47,44 +50,44 @@ class Summary:
 
     def __init__(self) -> None:
         self.interrupts = 0
-        self.by_stage: dict[Stage, Latencies] = {}
+        self.by_stage = [Latencies() for _ in CHAIN]
         self.whole = Latencies()
         self.to_ack = Latencies()
-        self.schemes: Counter[Scheme | None] = Counter()
+        self.schemes: Counter[str] = Counter()
         self.userspace_runs = 0
-        self.first = 0
-        self.last = 0
-        self.vectors: Counter[int] = Counter()
         self._slowest: list[tuple[int, int, Span]] = []
 
-    def add(self, spans: Iterable[Span]) -> None:
-        """Count finished spans."""
+    def add(self, spans: Sequence[Span]) -> None:
+        """Count finished spans: gathered by stage first, then counted a list at a time, which is far quicker."""
+        by_stage: list[list[int]] = [[] for _ in CHAIN]
+        add_to = [durations.append for durations in by_stage]
+        wholes, acks = [], []
         for span in spans:
-            self._add(span)
+            moments = span.moments()
+            before = start = moments[0] >> 4
+            for moment in moments[1:]:
+                now = moment >> 4
+                add_to[moment & 15](now - before)
+                before = now
+            wholes.append(before - start)
+            acks.append(span.ack - start)
+        for latencies, durations in zip(self.by_stage, by_stage, strict=True):
+            latencies.extend(durations)
+        self.whole.extend(wholes)
+        self.to_ack.extend(acks)
+        self.interrupts += len(spans)
+        self.userspace_runs += sum([span.userspace_runs for span in spans])
+        self.schemes.update(Counter([scheme_name(span) for span in spans]))
+        self._keep_slowest(spans, wholes)
 
-    def _add(self, span: Span) -> None:
-        milestones = span.milestones()
-        before = start = milestones[0][1]
-        by_stage = self.by_stage
-        for stage, moment in milestones[1:]:
-            latencies = by_stage.get(stage)
-            if latencies is None:
-                latencies = by_stage[stage] = Latencies()
-            latencies.add(moment - before)
-            before = moment
-        self.interrupts += 1
-        whole = before - start
-        self.whole.add(whole)
-        self.to_ack.add(span.ack - start)
-        self.schemes[scheme_of(span)] += 1
-        self.userspace_runs += span.userspace_runs
-        self.vectors[span.vector] += 1
-        self.first = self.first or start
-        self.last = max(self.last, before)
-        if len(self._slowest) < SLOWEST:
-            heapq.heappush(self._slowest, (whole, -span.number, span))
-        elif whole > self._slowest[0][0]:
-            heapq.heapreplace(self._slowest, (whole, -span.number, span))
+    def _keep_slowest(self, spans: Sequence[Span], wholes: Sequence[int]) -> None:
+        least = self._slowest[0][0] if len(self._slowest) == SLOWEST else -1
+        for whole, span in zip(wholes, spans, strict=True):
+            if whole > least:
+                heapq.heappush(self._slowest, (whole, -span.number, span))
+                if len(self._slowest) > SLOWEST:
+                    heapq.heappop(self._slowest)
+                    least = self._slowest[0][0]
 
     @property
     def wakeups_per_interrupt(self) -> float | None:
@@ -100,8 +103,8 @@ class Summary:
         whole = self.whole.total or 1
         return [
             StageTimes(stage, times.microseconds(), round(times.total / whole, 4), times.count)
-            for stage in Stage
-            if (times := self.by_stage.get(stage)) is not None
+            for stage, times in zip(CHAIN, self.by_stage, strict=True)
+            if times.count
         ]
 
     def evidence(self) -> Evidence | None:
@@ -109,11 +112,10 @@ class Summary:
         if not self.interrupts:
             return None
         if len(self.schemes) > 1:
-            parts = ", ".join(
-                f"{count} as {scheme.value if scheme else 'unknown'}" for scheme, count in self.schemes.items()
-            )
+            parts = ", ".join(f"{count} as {name or 'unknown'}" for name, count in self.schemes.items())
             return Evidence(EvidenceKind.TRACE, f"kernel trace: of {self.interrupts} injections {parts}", None)
-        scheme = next(iter(self.schemes))
+        name = next(iter(self.schemes))
+        scheme = Scheme(name) if name else None
         return Evidence(EvidenceKind.TRACE, f"kernel trace: {self.interrupts} injections, {_WORDS[scheme]}", scheme)
 
 
@@ -129,10 +131,16 @@ _WORDS: Mapping[Scheme | None, str] = {
 
 def scheme_of(span: Span) -> Scheme | None:
     """The scheme that one finished span shows; None where it fits none."""
-    if span.source == SOURCE_MSI:
-        return Scheme.SPLIT if span.exits else None
+    name = scheme_name(span)
+    return Scheme(name) if name else None
+
+
+def scheme_name(span: Span) -> str:
+    """The same by name, empty where it fits none: a string is counted many times quicker than a member of an enum."""
     if span.source == SOURCE_RESAMPLE:
-        return Scheme.IRQFD if span.lowered_by == SOURCE_RESAMPLE else None
+        return _IRQFD if span.lowered_by == SOURCE_RESAMPLE else ""
+    if span.source == SOURCE_MSI:
+        return _SPLIT if span.exits else ""
     if span.by_process:
-        return Scheme.TRAP if span.handle or span.drop < span.ack else Scheme.ACK_EVENTFD
-    return Scheme.EDGE if span.drop < span.ack else None
+        return _TRAP if span.handle or span.drop < span.ack else _ACK_EVENTFD
+    return _EDGE if span.drop < span.ack else ""

@@ -9,9 +9,14 @@ from dataclasses import replace
 from vfio_intx.abi.tracepoints import Event
 from vfio_intx.errors import KernelError, MissingError
 from vfio_intx.host.irq import read_interrupts, vfio_action
+from vfio_intx.host.pci import read_function
 from vfio_intx.host.root import HostRoot
 from vfio_intx.names import Bdf, Gsi, HostIrq
 from vfio_intx.observe.events import Kind, Target
+from vfio_intx.qemu.process import find_processes
+
+_MESSAGE = -1
+_OF_PINS = (Kind.SET_IRQ, Kind.IOAPIC, Kind.PIC, Kind.ACK)
 
 #: So many handled interrupts must point at one GSI before it is taken as learnt, and so large a part of all.
 LEARN_FROM, LEARN_SHARE = 4, 0.75
@@ -42,49 +47,68 @@ def irq_of(root: HostRoot, bdf: Bdf) -> tuple[HostIrq, str]:
     )
 
 
-def resolve(root: HostRoot, *, pid: int | None, gsi: Gsi | None, bdf: Bdf | None, irq: HostIrq | None) -> Target:
-    """The target of what was named. :raise MissingError: no such process, or no line of *bdf*."""
-    threads = threads_of(root, pid) if pid is not None else ()
-    action = None
+def resolve(root: HostRoot, *, pid: int | None, gsi: Gsi | None, bdf: Bdf | None) -> tuple[Target, int | None]:
+    """The target of what was named, and the VM's process, which is found for a *bdf* where none was named.
+
+    :raise MissingError: no such process, no line of *bdf*, or nobody seen to hold it.
+    """
+    irq = action = None
     if bdf is not None:
         irq, action = irq_of(root, bdf)
-    return Target(gsi, threads, irq, action)
+        pid = pid if pid is not None else _holder(root, bdf)
+    threads = threads_of(root, pid) if pid is not None else ()
+    return Target(gsi, threads, irq, action), pid
 
 
-def learn_gsi(events: Iterable[Event]) -> Gsi | None:
-    """The GSI that the host's handler leads to; None while it cannot be told. *events* are sorted by time.
+def _holder(root: HostRoot, bdf: Bdf) -> int:
+    """The QEMU that has *bdf*'s IOMMU group open, or, with an IOMMUFD, the only one that has any vfio device open."""
+    function = read_function(root, bdf)
+    group = function.group.value if function is not None else None
+    held = [(process.pid, process.descriptors.value) for process in find_processes(root)]
+    by_group = [pid for pid, holds in held if holds is not None and group is not None and group in holds.vfio_groups]
+    by_device = [pid for pid, holds in held if holds is not None and holds.vfio_devices]
+    for found in (by_group, by_device):
+        if len(found) == 1:
+            return found[0]
+    raise MissingError(f"the VM that holds {bdf} cannot be told", hint="name its process with --pid")
+
+
+def learn(target: Target, events: Iterable[Event], *, least: int = LEARN_FROM) -> Target | None:
+    """The target with the GSI that the host's handler leads to; None while it cannot be told. *events* are in order.
 
     The first level raised between one run of the handler and the next is taken as its consequence; other lines of the
-    same VM are outvoted.
+    same VM are outvoted. A message with the level bit, sent from inside the handler, means ``split``: there is no GSI.
     """
     votes: Counter[int] = Counter()
-    asked = False
-    for _, kind, _, _, first, second, _ in events:
+    asked = inside = False
+    for _, kind, _, fields in events:
         if kind == Kind.HOST_ENTRY:
-            asked = True
-        elif kind == Kind.SET_IRQ and second and asked:
-            votes[first] += 1
+            asked = inside = True
+        elif kind == Kind.HOST_EXIT:
+            inside = False
+        elif (kind == Kind.SET_IRQ and fields[2] and asked) or (kind == Kind.MSI and inside and asked):
+            votes[fields[1] if kind == Kind.SET_IRQ else _MESSAGE] += 1
             asked = False
     if not votes:
         return None
     gsi, count = votes.most_common(1)[0]
-    return Gsi(gsi) if count >= LEARN_FROM and count >= LEARN_SHARE * votes.total() else None
+    if count < least or count < LEARN_SHARE * votes.total():
+        return None
+    return replace(target, by_message=True) if gsi == _MESSAGE else replace(target, gsi=Gsi(gsi))
 
 
-def with_gsi(target: Target, gsi: Gsi) -> Target:
-    """The target, now that its GSI is known."""
-    return replace(target, gsi=gsi)
-
-
-def only_of(gsi: Gsi, events: Sequence[Event]) -> list[Event]:
-    """The events without those of other GSIs and pins, which were recorded while the GSI was still unknown."""
-    return [event for event in events if not _elsewhere(gsi, event)]
+def only_of(target: Target, events: Sequence[Event]) -> list[Event]:
+    """The events without those of other lines, which were recorded while *target* was still to be learnt."""
+    if target.by_message:
+        return [event for event in events if event[1] not in _OF_PINS]
+    gsi = target.gsi
+    return list(events) if gsi is None else [event for event in events if not _elsewhere(gsi, event)]
 
 
 def _elsewhere(gsi: Gsi, event: Event) -> bool:
-    kind = event[1]
+    kind, fields = event[1], event[3]
     if kind == Kind.SET_IRQ:
-        return event[4] != gsi
+        return fields[1] != gsi
     if kind in (Kind.IOAPIC, Kind.ACK):
-        return event[5] != gsi
-    return kind == Kind.PIC and (gsi >= 16 or event[4] != gsi & 7)
+        return fields[2] != gsi
+    return kind == Kind.PIC and (gsi >= 16 or fields[1] != gsi & 7)

@@ -21,6 +21,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from vfio_intx.abi.tracepoints import (
     CpuStatistics,
@@ -140,6 +141,16 @@ def _lockdown(root: HostRoot) -> str | None:
     return "confidentiality" if "[confidentiality]" in modes else None
 
 
+class Keeper(Protocol):
+    """Wants to have what is read, as it is read (:class:`~vfio_intx.observe.recording.Recorder`)."""
+
+    def described(self, name: str, text: str) -> None:
+        """A description file of the kernel."""
+
+    def page(self, cpu: int, page: bytes) -> None:
+        """A page of a CPU."""
+
+
 class Instance:
     """A private instance; a context manager. Nothing is recorded before :meth:`start`.
 
@@ -152,7 +163,10 @@ class Instance:
     :raise KernelError: (on entering) no rights, lockdown, no memory. Nothing is left behind.
     """
 
-    def __init__(self, root: HostRoot, enables: Iterable[Enable], *, size_kb: int) -> None:
+    def __init__(
+        self, root: HostRoot, enables: Iterable[Enable], *, size_kb: int, keeper: Keeper | None = None
+    ) -> None:
+        self._keeper = keeper
         self._root = root
         self._enables = tuple(enables)
         self._fds: dict[int, int] = {}
@@ -233,6 +247,12 @@ class Instance:
         except OSError as error:
             raise self._refused("read", path, error) from error
 
+    def _describe(self, path: Path, name: str) -> str:
+        text = self._read(path)
+        if self._keeper is not None:
+            self._keeper.described(name, text)
+        return text
+
     def _set_up(self, tracefs: Path) -> None:
         self._write("tracing_on", "0")
         self._choose_clock()
@@ -240,9 +260,9 @@ class Instance:
         with contextlib.suppress(OSError):
             # Names of threads are not needed, and keeping them would hook every context switch.
             (self._at / "options/record-cmd").write_text("0")
-        parse_header_event(self._read(tracefs / "events/header_event"))
+        parse_header_event(self._describe(tracefs / "events/header_event", "header_event"))
         wanted = list(self._enable_all())
-        layout = parse_header_page(self._read(tracefs / "events/header_page"))
+        layout = parse_header_page(self._describe(tracefs / "events/header_page", "header_page"))
         self._decoder = PageDecoder(layout, wanted)
         self._page = self._page_size()
         self._open_readers()
@@ -268,7 +288,9 @@ class Instance:
                 raise MissingError(f"this kernel has no tracepoint {point.path}", hint=hint)
             if enable.filter is not None:
                 self._write(f"events/{point.path}/filter", enable.filter)
-            yield Wanted(point.kind, parse_format(self._read(folder / "format")), point.fields)
+            yield Wanted(
+                point.kind, parse_format(self._describe(folder / "format", f"formats/{point.name}")), point.fields
+            )
 
     def _page_size(self) -> int:
         # buffer_subbuf_size_kb came with Linux 6.8 (f9b94daa542a); before, a page is a page.
@@ -291,6 +313,18 @@ class Instance:
             if enable.point.path not in self.without:
                 self._write(f"events/{enable.point.path}/enable", "1")
         self._write("tracing_on", "1")
+
+    def narrow(self, enables: Iterable[Enable]) -> None:
+        """Replace the filters of events that are on already; those that *enables* leaves out are switched off."""
+        wanted = {enable.point.path: enable.filter for enable in enables}
+        for enable in self._enables:
+            path = enable.point.path
+            if path in self.without:
+                continue
+            if path not in wanted:
+                self._write(f"events/{path}/enable", "0")
+            elif wanted[path] is not None and wanted[path] != enable.filter:
+                self._write(f"events/{path}/filter", wanted[path] or "0")
 
     def stop(self) -> None:
         """Record nothing more; what was recorded can still be drained."""
@@ -320,6 +354,8 @@ class Instance:
             if not page:
                 break
             taken += len(page)
+            if self._keeper is not None:
+                self._keeper.page(cpu, page)
             before = len(out)
             result = self._decoder.decode(page, cpu, out)
             if result.missed or result.missed is None or result.damaged:
@@ -330,7 +366,7 @@ class Instance:
         self.missed += missed or 0
         self.damaged += damaged
         time = out[before][0] if before < len(out) else out[-1][0] if out else 0
-        out.insert(before, (time, LOST, cpu, 0, -1 if missed is None else missed, int(damaged), 0))
+        out.insert(before, (time, LOST, cpu, (0, -1 if missed is None else missed, int(damaged))))
 
     def statistics(self) -> dict[int, CpuStatistics]:
         """What the kernel counted, by CPU."""

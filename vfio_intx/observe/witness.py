@@ -21,7 +21,8 @@ def tracing(root: HostRoot) -> Witness:
     def witness(bdf: Bdf, pid: int | None) -> Iterator[Sequence[Evidence]]:
         found: list[Evidence] = []
         try:
-            tracer = Tracer(resolve(root, pid=pid, gsi=None, bdf=bdf, irq=None), root=root, pid=pid).__enter__()
+            target, holder = resolve(root, pid=pid, gsi=None, bdf=bdf)
+            tracer = Tracer(target, root=root, pid=holder).__enter__()
         except WorldError as error:
             yield [Evidence(Kind.TRACE, f"not traced: {error}", None)]
             return

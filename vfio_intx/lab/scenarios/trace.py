@@ -1,0 +1,123 @@
+"""Trace one card's line under irqfd, trap and split, and compare the spans with what the host and the guest count.
+
+With the word ``record`` the recordings come back in the results folder, for the golden inputs.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vfio_intx.deadline import Deadline
+from vfio_intx.errors import VerifyError
+from vfio_intx.host.irq import read_interrupts, vfio_action
+from vfio_intx.host.root import HostRoot
+from vfio_intx.lab import kernels
+from vfio_intx.lab.guests import Guest, GuestOptions
+from vfio_intx.lab.scenario import Context
+from vfio_intx.lab.scenarios.smoke import NETWORK, NIC, bind_by_hand
+from vfio_intx.lab.spec import LabSpec
+from vfio_intx.observe.collect import Tracer
+from vfio_intx.observe.events import Target
+from vfio_intx.observe.recording import Recorder
+from vfio_intx.observe.report import to_json
+from vfio_intx.observe.target import resolve
+
+SPEC = LabSpec(kernels.DEFAULT, (NIC,))
+DEADLINE_S = 400.0
+
+_PINGS = 20
+
+
+def inside(context: Context) -> dict[str, object]:
+    """Trace the card's line under each scheme while it answers pings."""
+    bind_by_hand(context)
+    rows: dict[str, object] = {}
+    for irqchip, schemes in (("on", ("irqfd", "trap")), ("split", ("split",))):
+        with Guest.start(GuestOptions(irqchip=irqchip)) as guest:
+            guest.load("e1000")
+            for scheme in schemes:
+                rows[scheme] = _under(context, guest, scheme)
+    left = [path.name for path in Path("/sys/kernel/tracing/instances").iterdir()]
+    return {"schema": "vfio-intx/lab-trace/1", "kernel": platform.release(), "schemes": rows, "left_behind": left}
+
+
+def _under(context: Context, guest: Guest, scheme: str) -> dict[str, object]:
+    properties = {"x-no-kvm-intx": scheme == "trap"}
+    guest.execute("device_add", driver="vfio-pci", host=str(NIC.bdf), id=f"nic-{scheme}", **properties)
+    interface = guest.wait_interface()
+    guest.check(f"ip addr add {NETWORK.address} dev {interface} && ip link set {interface} up")
+    guest.check(f"ping -c 1 -w 20 {NETWORK.gateway}")
+    root = HostRoot()
+    target = _learnt(root, guest)
+    recorder = Recorder() if "record" in context.options else None
+    before = _quiet(root), guest.interrupt_count(interface)
+    with Tracer(target, root=root, pid=guest.pid, keeper=recorder) as tracer:
+        guest.check(f"ping -c {_PINGS} -i 0.1 -w 30 {NETWORK.gateway}")
+        _quiet(root)
+        report = tracer.finish()
+    after = _host_count(root), guest.interrupt_count(interface)
+    if recorder is not None:
+        recorder.save(context.results_dir / scheme, platform.release(), report.target)
+    guest.execute("device_del", id=f"nic-{scheme}")
+    guest.check("for i in $(seq 200); do ls /sys/class/net | grep -qv lo || break; sleep 0.05; done")
+    found = to_json(report)
+    found |= {"host_interrupts": after[0] - before[0], "guest_interrupts": after[1] - before[1]}
+    context.say(f"{scheme}: {found['interrupts']} spans, {found['host_interrupts']} host interrupts")
+    return found
+
+
+def _learnt(root: HostRoot, guest: Guest) -> Target:
+    """The target, its GSI found as a user's would be: a recording need not hold what other lines do."""
+    target, _ = resolve(root, pid=guest.pid, gsi=None, bdf=NIC.bdf)
+    with Tracer(target, root=root, pid=guest.pid) as tracer:
+        guest.check(f"ping -c 6 -i 0.1 -w 30 {NETWORK.gateway}")
+        tracer.finish()
+    return tracer.target
+
+
+def _quiet(root: HostRoot) -> int:
+    """Wait until the line has been silent for a third of a second; its count then."""
+    deadline = Deadline.after("the line falls silent", 20.0)
+    count = _host_count(root)
+    while not deadline.passed():
+        time.sleep(0.3)
+        before, count = count, _host_count(root)
+        if before == count:
+            return count
+    raise VerifyError(f"the line of {NIC.bdf} does not fall silent")
+
+
+def _host_count(root: HostRoot) -> int:
+    for line in read_interrupts(root).get({}).values():
+        if vfio_action(NIC.bdf) in line.actions:
+            return line.count
+    raise VerifyError(f"no line of {NIC.bdf} in /proc/interrupts")
+
+
+def failures(result: Mapping[str, Any]) -> list[str]:
+    """What does not hold of a result, in words; empty if it all holds."""
+    wrong = [f"left behind: {name}" for name in result["left_behind"]]
+    for scheme, row in result["schemes"].items():
+        spoken = row["evidence"] and row["evidence"]["speaks_for"]
+        if spoken != scheme:
+            wrong.append(f"{scheme}: the trace speaks for {spoken}")
+        if row["interrupts"] != row["host_interrupts"]:
+            wrong.append(f"{scheme}: {row['interrupts']} spans for {row['host_interrupts']} host interrupts")
+        if row["lost_events"]:
+            wrong.append(f"{scheme}: {row['lost_events']} events lost")
+    return wrong
+
+
+def show(result: Mapping[str, Any]) -> Iterable[str]:
+    """One table a scheme."""
+    for scheme, row in result["schemes"].items():
+        counts = f"{row['host_interrupts']} host and {row['guest_interrupts']} guest interrupts"
+        yield f"{scheme}: {row['interrupts']} spans, {counts}"
+        yield f"  {row['wakeups_per_interrupt']} wake-ups of userspace each; {row['anomaly_counts'] or 'no anomaly'}"
+        for stage in row["stages"]:
+            times = "  ".join(f"{name} {value:9.1f}" for name, value in stage["us"].items())
+            yield f"  {stage['stage']:<10} {times}  {stage['share']:6.1%}"

@@ -1,0 +1,151 @@
+"""Every interrupt into a file, as it is seen: one JSON object a line, or a trace for Perfetto and chrome://tracing.
+
+A file appears under its name only when it is whole: until then it is ``NAME.part``, which is removed when something
+goes wrong. Nothing is held back in memory, so an hour costs as much memory as a second.
+
+The Chrome trace-event format is described in "Trace Event Format" (Google, document of the Catapult project): complete
+events (``ph`` "X") with times in microseconds, metadata ("M") that names processes and tracks, instants ("i").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from vfio_intx.chain.stage import Stage
+from vfio_intx.errors import KernelError
+from vfio_intx.observe.report import span_json
+from vfio_intx.observe.span import CHAIN, Anomaly, Span
+
+_WHOLE = "interrupt"
+#: Tracks of the second lane, for an interrupt that begins before the last one is over.
+_LANE = 20
+_encode = msgspec.json.encode
+
+
+class Export:
+    """A file that grows with the run. Context manager: whole at the end of the block, gone if the block raises."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._part = path.with_name(path.name + ".part")
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> Export:
+        try:
+            self._file = self._part.open("wb")
+            self._write(self._head())
+        except OSError as error:
+            raise self._failed("open", error) from error
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        file, self._file = self._file, None
+        if file is None:
+            return
+        try:
+            if kind is None:
+                file.write(self._tail())
+            file.close()
+            if kind is None:
+                self._part.replace(self._path)
+        except OSError as error:
+            raise self._failed("write", error) from error
+        finally:
+            file.close() if not file.closed else None
+            self._part.unlink(missing_ok=True)
+
+    def add(self, spans: Sequence[Span]) -> None:
+        """Write finished spans. :raise KernelError: ENOSPC and the like; the part is removed with the block."""
+        self._write(b"".join(self._lines(spans)))
+
+    def note(self, anomalies: Iterable[Anomaly]) -> None:
+        """Write what was odd, at the end of a run."""
+        self._write(b"".join(self._notes(anomalies)))
+
+    def _write(self, data: bytes) -> None:
+        if self._file is None:
+            raise ValueError("the export is not open")
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise self._failed("write", error) from error
+
+    def _failed(self, operation: str, error: OSError) -> KernelError:
+        hint = "the run was stopped, the incomplete file removed: name a file on another file system"
+        return KernelError(operation, str(self._path), error.errno or 0, hint=hint)
+
+    def _head(self) -> bytes:
+        return b""
+
+    def _tail(self) -> bytes:
+        return b""
+
+    def _lines(self, spans: Sequence[Span]) -> Iterable[bytes]:
+        raise NotImplementedError
+
+    def _notes(self, anomalies: Iterable[Anomaly]) -> Iterable[bytes]:
+        return ()
+
+
+class SpansFile(Export):
+    """One JSON object a line: the fields of :func:`~vfio_intx.observe.report.span_json`."""
+
+    def _lines(self, spans: Sequence[Span]) -> Iterable[bytes]:
+        for span in spans:
+            yield _encode(span_json(span)) + b"\n"
+
+
+class PerfettoFile(Export):
+    """Chrome trace-event JSON: one track for the line's whole interrupts, one for each stage, one for anomalies."""
+
+    def __init__(self, path: Path, line: str) -> None:
+        super().__init__(path)
+        self._line = line
+        self._busy_until = 0
+
+    def _head(self) -> bytes:
+        tracks = [(0, _WHOLE), *((stage.number, stage.value) for stage in CHAIN), (len(CHAIN) + 1, "anomalies")]
+        tracks += [(number + _LANE, f"{name} (overlapping)") for number, name in tracks[:-1]]
+        named = [_metadata("process_name", 0, {"name": self._line})]
+        for number, name in tracks:
+            named += [_metadata("thread_name", number, {"name": name})]
+            named += [_metadata("thread_sort_index", number, {"sort_index": number})]
+        return b'{"displayTimeUnit":"ns","traceEvents":[\n' + b",\n".join(_encode(item) for item in named)
+
+    def _tail(self) -> bytes:
+        return b"\n]}\n"
+
+    def _lines(self, spans: Sequence[Span]) -> Iterable[bytes]:
+        for span in spans:
+            milestones = span.milestones()
+            start = milestones[0][1]
+            lane = _LANE if start < self._busy_until else 0
+            self._busy_until = max(self._busy_until, span.end)
+            arguments = {"n": span.number, "vector": span.vector}
+            yield _complete(_WHOLE, lane, start, span.end - start, arguments)
+            before = start
+            for stage, moment in milestones[1:]:
+                yield _complete(stage.value, stage.number + lane, before, moment - before, {"n": span.number})
+                before = moment
+
+    def _notes(self, anomalies: Iterable[Anomaly]) -> Iterable[bytes]:
+        for anomaly in anomalies:
+            event = {"name": anomaly.oddity.value, "ph": "i", "s": "p", "pid": 1, "tid": len(CHAIN) + 1}
+            yield b",\n" + _encode({**event, "ts": anomaly.time / 1000, "args": {"detail": anomaly.detail}})
+
+
+def _metadata(what: str, track: int, arguments: dict[str, object]) -> dict[str, object]:
+    return {"name": what, "ph": "M", "pid": 1, "tid": track, "ts": 0, "args": arguments}
+
+
+def _complete(name: str, track: int, start: int, duration: int, arguments: dict[str, int]) -> bytes:
+    event = {"name": name, "cat": "intx", "ph": "X", "pid": 1, "tid": track, "ts": start / 1000, "dur": duration / 1000}
+    return b",\n" + _encode({**event, "args": arguments})
+
+
+#: The stages that no tracepoint shows, for whoever explains a table.
+UNSEEN = (Stage.DEVICE, Stage.UNMASK)

@@ -1,0 +1,317 @@
+"use strict";
+// Everything that is shown comes from one JSON element; text is only ever set as text.
+const data = JSON.parse(document.getElementById("data").textContent);
+const report = data.report;
+const color = (place) => `var(--s${place})`;
+const byId = (id) => document.getElementById(id);
+
+function element(name, properties = {}, ...children) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(properties)) {
+    if (key === "style") made.style.cssText = value;
+    else if (key === "class") made.className = value;
+    else made.setAttribute(key, value);
+  }
+  made.append(...children.filter((child) => child !== null));
+  return made;
+}
+
+function us(value) {
+  if (value === undefined || value === null) return "–";
+  if (value >= 1e6) return `${(value / 1e6).toFixed(2)} s`;
+  if (value >= 1e3) return `${(value / 1e3).toFixed(value >= 1e4 ? 1 : 2)} ms`;
+  return `${value.toFixed(value >= 100 ? 0 : 1)} µs`;
+}
+
+function figures() {
+  const whole = report.whole_us || {};
+  const items = [
+    ["interrupts", report.interrupts.toLocaleString("en")],
+    ["per second", report.per_second.toLocaleString("en")],
+    ["median, whole", us(whole.p50)],
+    ["99th percentile", us(whole.p99)],
+    ["longest", us(whole.max)],
+    ["wake-ups each", report.wakeups_per_interrupt ?? "–"],
+    ["lost events", report.lost_events, report.lost_events > 0],
+  ];
+  byId("figures").append(
+    ...items.map(([name, value, bad]) =>
+      element("div", {}, element("dt", {}, name), element("dd", bad ? { class: "bad" } : {}, String(value)))
+    )
+  );
+}
+
+function spark(buckets, place) {
+  const space = "http://www.w3.org/2000/svg";
+  const svg = document.createElementNS(space, "svg");
+  svg.setAttribute("class", "spark");
+  svg.setAttribute("viewBox", `0 0 ${buckets.length} 10`);
+  svg.setAttribute("preserveAspectRatio", "none");
+  svg.setAttribute("role", "img");
+  const most = Math.log1p(Math.max(...buckets.map((bucket) => bucket[1])));
+  const title = document.createElementNS(space, "title");
+  title.textContent = `up to ${us(buckets[0][0])} on the left, up to ${us(buckets[buckets.length - 1][0])} on the right`;
+  svg.append(title);
+  buckets.forEach(([, count], index) => {
+    const height = most ? (10 * Math.log1p(count)) / most : 0;
+    const bar = document.createElementNS(space, "rect");
+    bar.setAttribute("x", index + 0.08);
+    bar.setAttribute("width", 0.84);
+    bar.setAttribute("y", 10 - height);
+    bar.setAttribute("height", height);
+    bar.style.fill = color(place);
+    svg.append(bar);
+  });
+  return svg;
+}
+
+function row(cells, name = "td") {
+  return element("tr", {}, ...cells.map((cell) => (cell instanceof HTMLTableCellElement ? cell : element(name, {}, cell))));
+}
+
+function stages() {
+  const body = element("tbody");
+  for (const stage of report.stages) {
+    const place = data.chain.indexOf(stage.stage);
+    const dot = element("span", { class: "dot", style: `background:${color(place)}` });
+    const times = ["p50", "p90", "p99", "p999", "max"].map((name) => us(stage.us[name]));
+    const share = `${(100 * stage.share).toFixed(1)} %`;
+    const first = element("td", {}, dot, stage.stage);
+    body.append(row([first, ...times, share, element("td", {}, spark(data.histograms[stage.stage], place))]));
+  }
+  const head = element("thead", {}, row(["stage", "p50", "p90", "p99", "p99.9", "max", "share", "distribution"], "th"));
+  byId("stages").append(element("div", { class: "scroll" }, element("table", {}, head, body)));
+  const unseen = data.chain.filter((name) => !report.stages.some((stage) => stage.stage === name));
+  byId("stages").append(element("p", { class: "quiet" }, `First milestone or not seen here: ${unseen.join(", ")}.`));
+}
+
+// A sampled interrupt is [number, start in ns, [[stage, us], …] in the order of time, oddities].
+const duration = (span) => span[2][span[2].length - 1][1];
+
+function bar(span, longest) {
+  const parts = element("div");
+  for (let index = 1; index < span[2].length; index += 1) {
+    const [place, at] = span[2][index];
+    const length = at - span[2][index - 1][1];
+    const part = element("span", { style: `background:${color(place)};width:${(100 * length) / longest}%` });
+    part.title = `${data.chain[place]}: ${us(length)}`;
+    parts.append(part);
+  }
+  return element("div", { class: "bar" }, element("div", {}, `no. ${span[0]}, ${us(duration(span))}`), parts);
+}
+
+function legend(spans) {
+  const places = new Set(spans.flatMap((span) => span[2].slice(1).map((item) => item[0])));
+  const items = [...places].sort((a, b) => a - b).map((place) =>
+    element("span", {}, element("span", { class: "dot", style: `background:${color(place)}` }), data.chain[place])
+  );
+  return element("div", { class: "legend" }, ...items);
+}
+
+function slowest() {
+  const spans = report.slowest.map((span) => [
+    span.n, span.t_ns, Object.entries(span.us).map(([name, at]) => [data.chain.indexOf(name), at]), span.oddities,
+  ]);
+  if (!spans.length) return;
+  const longest = Math.max(...spans.map(duration)) || 1;
+  byId("slowest").append(legend(spans), ...spans.map((span) => bar(span, longest)));
+}
+
+function anomalies() {
+  const counts = Object.entries(report.anomaly_counts);
+  if (!counts.length) {
+    byId("anomalies").append(element("p", {}, "None."));
+    return;
+  }
+  byId("anomalies").append(element("p", {}, counts.map(([name, count]) => `${count} × ${name}`).join(", ")));
+  const body = element("tbody");
+  const shown = report.anomalies.slice(0, 200);
+  for (const item of shown) {
+    const at = `${((item.t_ns - origin) / 1e9).toFixed(6)} s`;
+    body.append(row([at, element("td", { class: "text" }, item.kind), element("td", { class: "text" }, item.detail)]));
+  }
+  const head = element("thead", {}, row(["after the first interrupt", "kind", "what"], "th"));
+  byId("anomalies").append(element("div", { class: "scroll" }, element("table", {}, head, body)));
+}
+
+// The timeline: time to the right, duration upwards on a log scale, one dot an interrupt.
+const sample = data.sample;
+const origin = sample.length ? sample[0][1] : 0;
+const view = { from: 0, to: 1, picked: null };
+const canvas = byId("timeline");
+
+function whole() {
+  if (!sample.length) return [0, 1];
+  const last = sample[sample.length - 1];
+  return [0, last[1] - origin + duration(last) * 1000 || 1];
+}
+
+function scale() {
+  const longest = Math.max(1, ...sample.map(duration));
+  const shortest = Math.max(0.05, Math.min(...sample.map(duration)));
+  return [Math.log10(shortest) - 0.1, Math.log10(longest) + 0.1];
+}
+const [low, high] = sample.length ? scale() : [0, 1];
+const margin = { left: 58, right: 10, top: 10, bottom: 24 };
+
+function place(span, width, height) {
+  const across = (span[1] - origin - view.from) / (view.to - view.from);
+  const up = (Math.log10(Math.max(duration(span), 0.05)) - low) / (high - low);
+  return [
+    margin.left + across * (width - margin.left - margin.right),
+    height - margin.bottom - up * (height - margin.top - margin.bottom),
+  ];
+}
+
+function draw() {
+  const ratio = window.devicePixelRatio || 1;
+  const [width, height] = [canvas.clientWidth, canvas.clientHeight];
+  canvas.width = width * ratio;
+  canvas.height = height * ratio;
+  const pen = canvas.getContext("2d");
+  const style = getComputedStyle(document.documentElement);
+  const paint = (name) => style.getPropertyValue(name).trim();
+  pen.scale(ratio, ratio);
+  pen.font = "12px system-ui, sans-serif";
+  pen.lineWidth = 1;
+  for (let power = Math.ceil(low); power <= Math.floor(high); power += 1) {
+    const y = height - margin.bottom - ((power - low) / (high - low)) * (height - margin.top - margin.bottom);
+    pen.strokeStyle = paint("--line");
+    pen.beginPath();
+    pen.moveTo(margin.left, y);
+    pen.lineTo(width - margin.right, y);
+    pen.stroke();
+    pen.fillStyle = paint("--quiet");
+    pen.textAlign = "right";
+    pen.fillText(us(10 ** power), margin.left - 6, y + 4);
+  }
+  pen.textAlign = "center";
+  const ticks = Math.max(2, Math.floor(width / 140));
+  for (let tick = 0; tick <= ticks; tick += 1) {
+    const at = view.from + ((view.to - view.from) * tick) / ticks;
+    const x = margin.left + ((width - margin.left - margin.right) * tick) / ticks;
+    const text = `${(at / 1e9).toFixed(view.to - view.from < 1e7 ? 6 : 3)} s`;
+    pen.textAlign = tick === 0 ? "left" : tick === ticks ? "right" : "center";
+    pen.fillText(text, x, height - 7);
+  }
+  const last = data.chain.length - 1;
+  for (const span of sample) {
+    const at = span[1] - origin;
+    if (at < view.from || at > view.to) continue;
+    const [x, y] = place(span, width, height);
+    let worst = [last, -1];
+    for (let index = 1; index < span[2].length; index += 1) {
+      const length = span[2][index][1] - span[2][index - 1][1];
+      if (length > worst[1]) worst = [span[2][index][0], length];
+    }
+    pen.fillStyle = paint(`--s${worst[0]}`);
+    const size = span === view.picked ? 5 : span[3].length ? 3.4 : 2;
+    pen.beginPath();
+    pen.arc(x, y, size, 0, 2 * Math.PI);
+    pen.fill();
+    if (span[3].length || span === view.picked) {
+      pen.strokeStyle = paint(span[3].length ? "--bad" : "--ink");
+      pen.stroke();
+    }
+  }
+}
+
+function zoom(factor, around) {
+  const [start, end] = whole();
+  const middle = around ?? (view.from + view.to) / 2;
+  const span = Math.min(end - start, Math.max(2000, (view.to - view.from) * factor));
+  const part = (middle - view.from) / (view.to - view.from);
+  view.from = Math.min(Math.max(start, middle - span * part), end - span);
+  view.to = view.from + span;
+  draw();
+}
+
+function move(by) {
+  const [start, end] = whole();
+  const span = view.to - view.from;
+  view.from = Math.min(Math.max(start, view.from + by), end - span);
+  view.to = view.from + span;
+  draw();
+}
+
+function moment(event) {
+  const across = (event.offsetX - margin.left) / (canvas.clientWidth - margin.left - margin.right);
+  return view.from + across * (view.to - view.from);
+}
+
+function pick(event) {
+  let best = null;
+  let distance = 14;
+  for (const span of sample) {
+    const [x, y] = place(span, canvas.clientWidth, canvas.clientHeight);
+    const away = Math.hypot(x - event.offsetX, y - event.offsetY);
+    if (away < distance) [best, distance] = [span, away];
+  }
+  view.picked = best;
+  byId("picked").replaceChildren(...(best ? [legend([best]), bar(best, duration(best) || 1), steps(best)] : []));
+  draw();
+}
+
+function steps(span) {
+  const said = span[2].map(([at, moment]) => `${data.chain[at]} +${us(moment)}`).join(", ");
+  const odd = span[3].length ? ` (${span[3].join(", ")})` : "";
+  return element("p", { class: "quiet" }, `${((span[1] - origin) / 1e9).toFixed(6)} s: ${said}${odd}`);
+}
+
+function timeline() {
+  const sampled = data.every > 1 ? `One interrupt of ${data.every} is shown, ${sample.length} in all.` : "Every interrupt is shown.";
+  byId("sampled").textContent = `${sampled} The colour is the stage that took longest; a ring marks an anomaly.`;
+  [view.from, view.to] = whole();
+  let dragged = null;
+  let moved = 0;
+  canvas.addEventListener("wheel", (event) => {
+    event.preventDefault();
+    zoom(event.deltaY > 0 ? 1.3 : 1 / 1.3, moment(event));
+  }, { passive: false });
+  canvas.addEventListener("pointerdown", (event) => {
+    dragged = event.offsetX;
+    moved = 0;
+    canvas.setPointerCapture(event.pointerId);
+  });
+  canvas.addEventListener("pointermove", (event) => {
+    if (dragged === null) return;
+    const by = dragged - event.offsetX;
+    moved += Math.abs(by);
+    dragged = event.offsetX;
+    move((by / (canvas.clientWidth - margin.left - margin.right)) * (view.to - view.from));
+  });
+  canvas.addEventListener("pointerup", (event) => {
+    dragged = null;
+    if (moved < 4) pick(event);
+  });
+  canvas.addEventListener("keydown", (event) => {
+    const step = (view.to - view.from) / 10;
+    const keys = { "+": () => zoom(0.7), "-": () => zoom(1.4), ArrowLeft: () => move(-step), ArrowRight: () => move(step) };
+    if (keys[event.key]) {
+      event.preventDefault();
+      keys[event.key]();
+    }
+  });
+  byId("in").addEventListener("click", () => zoom(0.5));
+  byId("out").addEventListener("click", () => zoom(2));
+  byId("all").addEventListener("click", () => { [view.from, view.to] = whole(); draw(); });
+  new ResizeObserver(draw).observe(canvas);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+}
+
+function heading() {
+  document.title = `${data.title}: vfio-intx trace`;
+  byId("title").textContent = data.title;
+  byId("evidence").textContent = report.evidence ? report.evidence.text : "No interrupt was seen.";
+  const cost = report.cost;
+  byId("cost").textContent =
+    `Recorded for ${report.seconds} s (${report.ended}). Tracing read ${cost.events.toLocaleString("en")} events and used ` +
+    `${cost.cpu_s} s of CPU (${(100 * cost.cpu_share).toFixed(1)} % of one core).`;
+}
+
+heading();
+figures();
+stages();
+timeline();
+slowest();
+anomalies();
