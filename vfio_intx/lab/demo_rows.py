@@ -26,8 +26,8 @@ class Row(msgspec.Struct, frozen=True):
 
     :ivar host_interrupts: of the host's line over the traffic's time; ``guest_interrupts`` of the guest's.
     :ivar sent: in *unit*s, by the guest; ``received`` what came back whole.
-    :ivar proven: the scheme that ``status`` proved meanwhile, None where it proved none.
-    :ivar evidence: on which it did, kind and words; the last is of the kernel's trace.
+    :ivar proven: the scheme that two kinds of evidence speak for and none against, None where there is none.
+    :ivar evidence: kind and words, of ``status`` while the traffic ran and of the kernel's trace.
     :ivar traced: the interrupts that wake-ups and latency were taken from.
     """
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from vfio_intx import __version__
+from vfio_intx.chain.evidence import Evidence, Kind, weigh
+from vfio_intx.chain.scheme import Scheme
 from vfio_intx.errors import VerifyError, WorldError
 from vfio_intx.host.irq import read_interrupts, vfio_action
 from vfio_intx.host.root import HostRoot
@@ -30,9 +32,9 @@ SPEC = LabSpec(kernels.DEFAULT, (NIC, SERIAL))
 DEADLINE_S = 400.0
 SCHEMES = ("irqfd", "trap")
 
-#: A card without an interrupt takes the guest's first free slot: the next two slots lead to different GSIs, so that
-#: the counters of each line are its own.
-GUEST = GuestOptions(extra=("-device", "pci-testdev"))
+#: A card without an interrupt keeps a slot free between our two: two slots apart they lead to different GSIs, so that
+#: the guest's counters of each line are its own.
+GUEST = GuestOptions(extra=("-device", "pci-testdev,addr=3"))
 
 #: How long the kernel's trace runs beside the traffic.
 TRACE_S = 2.0
@@ -130,7 +132,8 @@ def _under(context: Context, guest: Guest, cards: Mapping[Bdf, Traffic], scheme:
     made = []
     for bdf in cards:
         line = next(line for vm in status["vms"] for line in vm["lines"] if line["device"] == str(bdf))
-        evidence = [item for item in (*line["evidence"], traced[bdf]["evidence"]) if item and item["speaks_for"]]
+        seen = [item for item in (*line["evidence"], traced[bdf]["evidence"]) if item]
+        verdict = weigh(Evidence(Kind(item["kind"]), item["text"], _scheme(item["speaks_for"])) for item in seen)
         latency = traced[bdf]["handler_to_ack_us"] or {}
         made.append(
             Row(
@@ -142,9 +145,9 @@ def _under(context: Context, guest: Guest, cards: Mapping[Bdf, Traffic], scheme:
                 sent=carried[bdf].sent,
                 received=carried[bdf].received,
                 unit=carried[bdf].unit,
-                proven=line["scheme"],
-                evidence=tuple(f"{item['kind']}: {item['text']} -> {item['speaks_for']}" for item in evidence),
-                evidence_kinds=tuple(item["kind"] for item in evidence),
+                proven=verdict.scheme.value if verdict.scheme else None,
+                evidence=tuple(f"{item.kind.value}: {item.text}" for item in verdict.evidence if item.speaks_for),
+                evidence_kinds=tuple(item.kind.value for item in verdict.evidence if item.speaks_for),
                 traced=traced[bdf]["interrupts"],
                 lost_events=traced[bdf]["lost_events"],
                 wakeups_per_interrupt=traced[bdf]["wakeups_per_interrupt"],
@@ -152,6 +155,10 @@ def _under(context: Context, guest: Guest, cards: Mapping[Bdf, Traffic], scheme:
             )
         )
     return made
+
+
+def _scheme(word: str | None) -> Scheme | None:
+    return None if word is None else Scheme.parse(word)
 
 
 def _counts(guest: Guest, bdf: Bdf, traffic: Traffic) -> tuple[int, int]:
