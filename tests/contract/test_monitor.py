@@ -21,7 +21,7 @@ from vfio_intx.qemu.features import probe, read_controllers, read_counts, read_i
 from vfio_intx.qemu.guestpci import find_bus, list_passed_through, qom_flag, qom_text
 from vfio_intx.qemu.irqchip import IrqchipKind
 from vfio_intx.qemu.monitor import ask, human
-from vfio_intx.qemu.transports import connect
+from vfio_intx.qemu.transports import connect, listening_sockets
 
 QEMU = shutil.which("qemu-system-x86_64")
 BUDGET_S = 10.0
@@ -51,7 +51,7 @@ class start_qemu:
 
     def __enter__(self) -> subprocess.Popen[bytes]:
         self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        assert Deadline.after("QEMU's socket", 30).poll(self.path.exists)
+        assert Deadline.after("QEMU listens", 30).poll(lambda: str(self.path) in listening_sockets(HostRoot()).values())
         return self.process
 
     def __exit__(self, *_: object) -> None:

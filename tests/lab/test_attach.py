@@ -96,8 +96,13 @@ def test_a_scheme_is_proven_while_traffic_flows_and_leaves_nothing(
     assert line["guest"] == "listening"
     assert line["gsi"] in guest.interrupts()
     before = guest.interrupt_count("eth")
-    seen = line_of(told(capture, "status", "--interval", "4"), guest.pid)
+    seen = line_of(told(capture, "status", "--interval", "4", "--trace"), guest.pid)
     assert (seen["scheme"], seen["proven"]) == (scheme, True), seen
+    assert {item["kind"] for item in seen["evidence"] if item["speaks_for"] == scheme} == {
+        "configuration",
+        "counters",
+        "trace",
+    }, seen
     assert guest.interrupt_count("eth") > before
     if scheme == "irqfd":
         assert seen["window"]["qemu"] == 0
