@@ -47,6 +47,9 @@ def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
     if arguments.device is not None and arguments.ceiling:
         raise UsageError("--ceiling has no device in it", hint="leave one of --device and --ceiling out")
     bdf = Bdf.parse(arguments.device) if arguments.device is not None else None
+    # What cannot be meant is said before anything of the machine is looked at.
+    _count(arguments.count, _DEFAULT_COUNT)
+    _seconds(arguments.seconds, 0)
     kvm_fd = kvm.open_kvm(root.at("dev/kvm"))
     try:
         if arguments.ceiling:
@@ -78,6 +81,10 @@ def _count(text: str | None, otherwise: int) -> int:
     if text is None:
         return otherwise
     return parse_natural(text, "--count", least=1, most=_MOST_COUNT)
+
+
+def _seconds(text: str | None, otherwise: float) -> float:
+    return otherwise if text is None else parse_natural(text, "--seconds", least=1, most=_MOST_SECONDS)
 
 
 def _race(arguments: argparse.Namespace, kvm_fd: int, schemes: list[Scheme], plot: Path | None, root: HostRoot) -> int:
@@ -129,8 +136,7 @@ def _ceiling(arguments: argparse.Namespace, kvm_fd: int, root: HostRoot) -> int:
 
     count = _count(arguments.count, 0) or None
     default = CEILING_S if count is None else _MOST_SECONDS
-    given = arguments.seconds
-    seconds = parse_natural(given, "--seconds", least=1, most=_MOST_SECONDS) if given is not None else default
+    seconds = _seconds(arguments.seconds, default)
     ceiling = Ceiling(kvm_fd)
     partial = False
     try:
