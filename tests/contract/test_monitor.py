@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.qemu_vm import FakeVm
-from tests.fakes.qmp_server import serving
+from tests.fakes.qmp_server import own_descriptors, serving
 from vfio_intx.deadline import Deadline
 from vfio_intx.errors import BusyError, MissingError, PeerRefused
 from vfio_intx.host.root import HostRoot
@@ -92,11 +92,11 @@ def test_a_second_client_is_told_that_another_one_holds_the_monitor(vm: Path) ->
 
 def test_no_descriptor_is_left_whether_it_went_well_or_not(vm: Path) -> None:
     connect(vm, budget_s=BUDGET_S).close()  # whatever is opened once and for all is open now
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = own_descriptors(vm)
     with connect(vm, budget_s=BUDGET_S), pytest.raises(BusyError):
         connect(vm, budget_s=0.3)
     connect(vm, budget_s=BUDGET_S).close()
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert own_descriptors(vm) == before
 
 
 def test_features_are_told_by_the_vm_itself(vm: Path) -> None:

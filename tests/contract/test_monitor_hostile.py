@@ -7,7 +7,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -279,17 +278,6 @@ def test_no_descriptor_and_no_thread_is_left(tmp_path: Path, script: fake.Script
             with pytest.raises(PeerError), connect(path, budget_s=SHORT_S) as monitor:
                 monitor.execute("query-pci")
             # The server may still hold its end of the last connection, so its sockets are not counted.
-            now = (threading.active_count(), _own_descriptors(path))
+            now = (threading.active_count(), fake.own_descriptors(path))
             assert before is None or now == before
             before = now
-
-
-def _own_descriptors(path: Path) -> int:
-    """Descriptors that are not the server's sockets, which carry its path in /proc/net/unix."""
-    table = Path("/proc/net/unix").read_text()
-    servers = {row.split()[6] for row in table.splitlines() if row.endswith(str(path))}
-    count = 0
-    for entry in Path("/proc/self/fd").iterdir():
-        with suppress(FileNotFoundError):  # the descriptor of this very listing
-            count += str(entry.readlink()).removeprefix("socket:[").removesuffix("]") not in servers
-    return count

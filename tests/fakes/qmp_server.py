@@ -199,3 +199,17 @@ def saying(data: bytes) -> Script:
         line.wait_for_hangup()
 
     return script
+
+
+def own_descriptors(path: Path) -> int:
+    """How many descriptors this process has, apart from the sockets of a server at *path*.
+
+    The server lives in this process and closes its end a little later; its sockets carry the path in /proc/net/unix.
+    """
+    table = Path("/proc/net/unix").read_text()
+    servers = {row.split()[6] for row in table.splitlines() if row.endswith(str(path))}
+    count = 0
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the descriptor of this very listing
+            count += str(entry.readlink()).removeprefix("socket:[").removesuffix("]") not in servers
+    return count
