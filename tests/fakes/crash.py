@@ -9,9 +9,13 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from tests.fakes.kernel import FakeKernel
+from vfio_intx.deadline import Deadline
+from vfio_intx.host.root import HostRoot
+from vfio_intx.wiring.apply import Machine
+from vfio_intx.wiring.steps import Write
 
 #: What else than the kernel's files outlives the process.
 _DURABLE = ("rename", "fsync", "unlink", "mkdir")
@@ -43,23 +47,62 @@ class _Fuse:
         return wrapped
 
 
-def dies_at(boundary: int, kernel: FakeKernel, action: Callable[[], object]) -> bool:
+@dataclass
+class _Fused:
+    """A machine whose every write is two boundaries."""
+
+    machine: Machine
+    fuse: _Fuse
+
+    @property
+    def root(self) -> HostRoot:
+        return self.machine.root
+
+    def may_change(self) -> bool:
+        return self.machine.may_change()
+
+    def load_module(self, name: str, deadline: Deadline) -> None:
+        self.fuse.around(self.machine.load_module)(name, deadline)
+
+    def write(self, write: Write, deadline: Deadline) -> None:
+        self.fuse.around(self.machine.write)(write, deadline)
+
+
+def dies_at(boundary: int, machine: Machine, action: Callable[[Machine], object]) -> bool:
     """Run *action* in a child that is killed at that boundary, counted from 0; False if it ended before it came there.
 
     :raise AssertionError: if the child ended by an error instead.
     """
+
+    def child() -> None:
+        fuse = _Fuse(boundary)
+        for name in _DURABLE:
+            setattr(os, name, fuse.around(getattr(os, name)))
+        action(_Fused(machine, fuse))
+
+    return _dies(child)
+
+
+def dies_after(seconds: float, machine: Machine, action: Callable[[Machine], object]) -> bool:
+    """Run *action* in a child that dies, without any cleaning up, that many seconds after it began; whether it did."""
+
+    def child() -> None:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        action(machine)
+
+    return _dies(child)
+
+
+def _dies(run: Callable[[], None]) -> bool:
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            fuse = _Fuse(boundary)
-            for name in _DURABLE:
-                setattr(os, name, fuse.around(getattr(os, name)))
-            kernel.write = fuse.around(kernel.write)  # type: ignore[method-assign]
-            action()
+            run()
             status = 0
         finally:
             os._exit(status)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, -signal.SIGKILL), f"the child ended with {code}"
+    assert code in (0, -signal.SIGKILL, -signal.SIGALRM), f"the child ended with {code}"
     return code != 0

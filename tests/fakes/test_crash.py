@@ -12,23 +12,24 @@ import pytest
 from tests.fakes.crash import dies_at
 from tests.fakes.kernel import FakeKernel, nic_host
 from vfio_intx.names import Bdf
+from vfio_intx.wiring.apply import Machine
 from vfio_intx.wiring.drivers import bind, restore, unbind
 
 BDF = Bdf.parse("0000:00:10.0")
 NIC = str(BDF)
 FIRST, VFIO = ("e1000", ""), ("vfio-pci", "vfio-pci")
-Verb = Callable[[FakeKernel, Path], object]
+Verb = Callable[[Machine, Path], object]
 
 
-def do_bind(kernel: FakeKernel, state: Path) -> object:
+def do_bind(kernel: Machine, state: Path) -> object:
     return bind(kernel, state, [BDF])
 
 
-def do_unbind(kernel: FakeKernel, state: Path) -> object:
+def do_unbind(kernel: Machine, state: Path) -> object:
     return unbind(kernel, state, BDF)
 
 
-def do_restore(kernel: FakeKernel, state: Path) -> object:
+def do_restore(kernel: Machine, state: Path) -> object:
     return restore(kernel, state, BDF)
 
 
@@ -46,7 +47,7 @@ def killed(path: Path, before: tuple[Verb, ...], verb: Verb, boundary: int) -> F
     kernel = nic_host(path / "host")
     for earlier in before:
         earlier(kernel, path / "state")
-    return kernel if dies_at(boundary, kernel, lambda: verb(kernel, path / "state")) else None
+    return kernel if dies_at(boundary, kernel, lambda machine: verb(machine, path / "state")) else None
 
 
 @pytest.mark.parametrize("name", VERBS)
@@ -69,13 +70,13 @@ def test_after_sigkill_at_any_boundary_the_next_verb_ends_well(tmp_path: Path, n
     assert boundary >= 10, "too few boundaries: is the fuse still connected?"
 
 
-@pytest.mark.parametrize("first", range(4, 20, 3))
+@pytest.mark.parametrize("first", range(4, 20, 5))
 def test_a_recovery_that_is_killed_at_any_boundary_still_ends_well(tmp_path: Path, first: int) -> None:
     for second in itertools.count():
         path = tmp_path / str(second)
         kernel = killed(path, (), do_bind, first)
         assert kernel is not None, "bind has fewer boundaries than this test kills it at"
-        died = dies_at(second, kernel, partial(do_restore, kernel, path / "state"))
+        died = dies_at(second, kernel, partial(do_restore, state=path / "state"))
         do_restore(kernel, path / "state")
         log = list(kernel.log)
         do_restore(kernel, path / "state")

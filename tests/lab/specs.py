@@ -15,4 +15,6 @@ SPECS: dict[str, LabSpec] = {
     "default": LabSpec("6.12", (NIC, SERIAL, BRIDGE, EDU, TWIN)),
     # vfio-pci believes that no card can mask its own interrupt: what a card from before PCI 2.3 looks like.
     "nointxmask": LabSpec("6.12", (NIC, SERIAL), kernel_arguments=("vfio_pci.nointxmask=1",)),
+    # The same, with a second NIC of the host on the first one's line.
+    "shared": LabSpec("6.12", (NIC, TWIN), kernel_arguments=("vfio_pci.nointxmask=1",)),
 }

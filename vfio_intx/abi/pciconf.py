@@ -36,6 +36,7 @@ PCI_MSI_FLAGS_ENABLE = 0x0001
 PCI_MSIX_FLAGS = 2
 PCI_MSIX_FLAGS_ENABLE = 0x8000
 
+_PINS = {int(pin): pin for pin in Pin}
 #: The capability list lives above the header, each entry on a 4-byte boundary: a longer list has a loop in it.
 _MOST_CAPABILITIES = (256 - PCI_STD_HEADER_SIZEOF) // 4
 
@@ -112,7 +113,7 @@ class ConfigSpace:
     @property
     def pin(self) -> Pin | None:
         """The pin that the function drives; None if it says that it has none, or says nonsense."""
-        return Pin(self.raw_pin) if 1 <= self.raw_pin <= 4 else None
+        return _PINS.get(self.raw[PCI_INTERRUPT_PIN])
 
     @property
     def interrupt_line(self) -> int:

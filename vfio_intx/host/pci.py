@@ -10,12 +10,11 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from vfio_intx.abi.pciconf import PCI_STD_HEADER_SIZEOF, ConfigSpace
 from vfio_intx.chain.fact import Fact
 from vfio_intx.errors import UsageError
-from vfio_intx.host.root import HostRoot, link_at, list_names, open_directory, read_at
+from vfio_intx.host.root import HostRoot, link_at, list_names, read_at
 from vfio_intx.names import Bdf, HostIrq, IommuGroup, Pin, parse_driver
 
 #: The group of a function that is in none.
@@ -166,11 +165,11 @@ def _group(directory: int, where: str, files: frozenset[str]) -> Fact[IommuGroup
     return link.map(lambda _: IommuGroup(int(name)))
 
 
-def _entries(path: Path, name: str, where: str, files: frozenset[str]) -> Fact[tuple[str, ...]]:
+def _entries(path: str, name: str, where: str, files: frozenset[str]) -> Fact[tuple[str, ...]]:
     if name not in files:
         return Fact.known((), f"{where}/{name}")
     try:
-        return Fact.known(tuple(sorted(entry.name for entry in os.scandir(path / name))), f"{where}/{name}")
+        return Fact.known(tuple(sorted(entry.name for entry in os.scandir(f"{path}/{name}"))), f"{where}/{name}")
     except OSError as error:
         return Fact.unknown(f"{where}/{name}", error.strerror or str(error))
 
@@ -179,10 +178,11 @@ def _numbers(names: tuple[str, ...]) -> tuple[int, ...]:
     return tuple(int(name) for name in names if _NUMBER.fullmatch(name))
 
 
-def _parent(path: Path) -> Bdf | None:
+def _parent(path: str) -> Bdf | None:
     # The entry in bus/pci/devices is a link such as ../../../devices/pci0000:00/0000:00:01.0/0000:01:00.0
     try:
-        return Bdf.parse(path.readlink().parts[-2])
+        above = os.readlink(path).rstrip("/").split("/")[-2]  # noqa: PTH115 (a Path costs more than the call)
+        return Bdf.parse(above) if ":" in above and "." in above else None
     except (OSError, IndexError, UsageError):
         return None
 
@@ -201,13 +201,17 @@ def _words(directory: int, name: str, where: str, files: frozenset[str]) -> Fact
 
 def read_function(root: HostRoot, bdf: Bdf) -> PciFunction | None:
     """The facts of one function; None where there is no such function (any more)."""
-    path = root.pci_device(bdf)
-    opened = open_directory(path, root=root)
-    if opened.value is None:
-        return None
-    directory, where = opened.value, opened.source
+    return _read(f"{root.pci_devices()}/{bdf}", bdf)
+
+
+def _read(path: str, bdf: Bdf) -> PciFunction | None:
+    where = f"/sys/bus/pci/devices/{bdf}"
     try:
-        files = frozenset(entry.name for entry in os.scandir(directory))
+        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        files = frozenset(os.listdir(directory))  # noqa: PTH208 (pathlib cannot list a descriptor)
         power = _text(read_at(directory, "power_state", where))
         uevent = _text(read_at(directory, "uevent", where))
         return PciFunction(

@@ -75,15 +75,6 @@ def _read_all(path: Path) -> bytes:
         os.close(fd)
 
 
-def open_directory(path: Path, *, root: HostRoot) -> Fact[int]:
-    """A descriptor of a directory, for reads that cannot be diverted by a change of its path; the caller closes it."""
-    source = "/" + os.path.relpath(path, root.path)
-    try:
-        return Fact.known(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), source)
-    except OSError as error:
-        return Fact.unknown(source, error.strerror or str(error))
-
-
 def read_at(directory: int, name: str, where: str, *, most: int = 4096) -> Fact[bytes]:
     """The first *most* bytes of the file *name* in an open directory, which the host calls *where*; never raises."""
     try:
