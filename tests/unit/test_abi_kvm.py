@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import struct
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from vfio_intx.abi import kvm, kvm_vcpu, vfio
 from vfio_intx.abi.kvm import Chip, MsiRoute, PinRoute
-from vfio_intx.errors import KernelError, MissingError
+from vfio_intx.errors import BusyError, KernelError, MissingError
 
 TREE = Path(__file__).parents[2]
 GOLDEN: dict[str, int] = json.loads((TREE / "tests/golden/abi.json").read_text())
@@ -167,3 +168,18 @@ def test_a_directory_in_its_place_keeps_the_errno(tmp_path: Path) -> None:
     with pytest.raises(KernelError) as caught:
         kvm.open_kvm(tmp_path)
     assert caught.value.errno_name == "EISDIR"
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "said"),
+    [
+        (errno.ENODEV, MissingError, "no driver behind it"),
+        (errno.ENXIO, MissingError, "no driver behind it"),
+        (errno.EBUSY, BusyError, "is busy"),
+        (errno.EMFILE, KernelError, "EMFILE"),
+    ],
+)
+def test_what_the_kernel_says_to_an_open_becomes_an_error_of_ours(number: int, kind: type, said: str) -> None:
+    error = kvm.unopened("/dev/kvm", OSError(number, "x"))
+    assert type(error) is kind
+    assert said in str(error)

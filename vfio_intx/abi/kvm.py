@@ -8,7 +8,7 @@ calls answer is in ``virt/kvm/eventfd.c`` and ``arch/x86/kvm/irq.c``.
 from __future__ import annotations
 
 import ctypes
-import errno as os_errno
+import errno
 import mmap
 import os
 import struct
@@ -173,7 +173,7 @@ def open_kvm(path: str | os.PathLike[str]) -> int:
         hint = "run as root, or as a member of the group that owns it (usually kvm)"
         raise KernelError("open", str(path), error.errno or 0, hint=hint) from error
     except OSError as error:
-        raise _unopened(path, error) from error
+        raise unopened(path, error) from error
     try:
         version = call_value("KVM_GET_API_VERSION", str(path), fd, KVM_GET_API_VERSION)
     except KernelError:
@@ -185,11 +185,12 @@ def open_kvm(path: str | os.PathLike[str]) -> int:
     return fd
 
 
-def _unopened(path: str | os.PathLike[str], error: OSError) -> MissingError | BusyError | KernelError:
+def unopened(path: str | os.PathLike[str], error: OSError) -> MissingError | BusyError | KernelError:
+    """The error of ours for what ``open`` of the KVM node raised. Pure."""
     number = error.errno or 0
-    if number in (os_errno.ENODEV, os_errno.ENXIO):
+    if number in (errno.ENODEV, errno.ENXIO):
         return MissingError(f"{path} has no driver behind it", hint="load kvm_intel or kvm_amd (modprobe)")
-    if number == os_errno.EBUSY:
+    if number == errno.EBUSY:
         return BusyError(f"{path} is busy", hint="another hypervisor holds the CPU; stop it and try again")
     return KernelError("open", str(path), number)
 
@@ -204,7 +205,7 @@ def create_vm(kvm_fd: int) -> int:
     try:
         return call_value("KVM_CREATE_VM", "/dev/kvm", kvm_fd, KVM_CREATE_VM)
     except KernelError as error:
-        if error.errno == os_errno.EBUSY:
+        if error.errno == errno.EBUSY:
             hint = "another hypervisor holds the CPU's virtualisation; stop it and try again"
             raise BusyError("KVM_CREATE_VM: /dev/kvm is busy", hint=hint) from error
         raise
