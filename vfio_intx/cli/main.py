@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "bind": ("bind", "give a function to vfio-pci"),
     "unbind": ("unbind", "take a function from vfio-pci and leave it without a driver"),
     "restore": ("restore", "bring a function back to its first driver"),
+    "persist": ("persist", "a udev rule that gives a function to vfio-pci at every boot"),
     "attach": ("attach", "add a function to a running VM with a scheme, and verify what came out"),
     "detach": ("detach", "take a function out of a running VM"),
     "status": ("status", "lines in running VMs: scheme, proof, counters"),
@@ -32,6 +33,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "selftest": ("selftest", "whether this host's KVM can carry an INTx line, tried on /dev/kvm alone"),
     "bench": ("bench", "the schemes side by side on this host's KVM, and the ceiling"),
     "lab": ("lab", "the nested host: run a scenario in it, list them, or a shell"),
+    "report": ("report", "one archive with all that a bug report needs, secrets left out"),
 }
 
 _STATUS_INTERRUPTED = 130

@@ -1,0 +1,185 @@
+"""The udev rule that survives a boot, and the archive that leaves the host."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.fakes.kernel import nic_host
+from tests.fakes.tree import FakeFunction, FakeTree
+from vfio_intx.cli import check, persist, report, scan
+from vfio_intx.errors import RefusedError, WorldError
+from vfio_intx.host.redact import Redactor
+from vfio_intx.host.snapshot import take_snapshot
+from vfio_intx.names import Bdf
+from vfio_intx.wiring.persist import RuleFile, install, installed, remove, rule_for
+
+BDF = Bdf.parse("0000:00:10.0")
+RULE = "etc/udev/rules.d/70-vfio-intx-0000-00-10.0.rules"
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> FakeTree:
+    return nic_host(tmp_path / "host", net=("eth0",)).tree
+
+
+def persisted(tree: FakeTree, *, remove: bool = False, dry_run: bool = False) -> int:
+    return persist.run(argparse.Namespace(bdf="00:10.0", remove=remove, dry_run=dry_run), tree.root)
+
+
+def test_the_rule_matches_address_and_ids_and_names_no_twin(tree: FakeTree) -> None:
+    persisted(tree)
+    text = (tree.path / RULE).read_text()
+    for part in (
+        'KERNEL=="0000:00:10.0"',
+        '"0x8086"',
+        '"0x100e"',
+        '"0x1af4"',
+        '"0x1100"',
+        'driver_override}="vfio-pci"',
+    ):
+        assert part in text
+    assert "new_id" not in text
+
+
+def test_it_is_shown_before_it_is_written_and_a_dry_run_writes_nothing(
+    tree: FakeTree, capsys: pytest.CaptureFixture[str]
+) -> None:
+    persisted(tree, dry_run=True)
+    assert not (tree.path / RULE).exists()
+    shown = capsys.readouterr().out
+    persisted(tree)
+    assert (tree.path / RULE).read_text() in shown
+
+
+def test_twice_is_as_good_as_once_both_ways(tree: FakeTree, capsys: pytest.CaptureFixture[str]) -> None:
+    persisted(tree)
+    persisted(tree)
+    assert "already so" in capsys.readouterr().out
+    persisted(tree, remove=True)
+    assert not list((tree.path / "etc/udev/rules.d").iterdir())
+    persisted(tree, remove=True)
+    assert "already so" in capsys.readouterr().out
+
+
+def test_a_file_of_somebody_else_is_neither_overwritten_nor_removed(tree: FakeTree) -> None:
+    tree.write(RULE, "# mine\n")
+    for removing in (False, True):
+        with pytest.raises(RefusedError, match="not of our making"):
+            persisted(tree, remove=removing)
+    (tree.path / RULE).unlink()
+    (tree.path / RULE).symlink_to("/dev/null")
+    with pytest.raises(RefusedError):
+        persisted(tree)
+
+
+def test_another_owner_is_named(tree: FakeTree, capsys: pytest.CaptureFixture[str]) -> None:
+    tree.write("etc/driverctl.d/pci-0000:00:10.0", "vfio-pci\n")
+    persisted(tree)
+    assert "/etc/driverctl.d/pci-0000:00:10.0: driverctl" in capsys.readouterr().err
+    assert (tree.path / "etc/driverctl.d/pci-0000:00:10.0").read_text() == "vfio-pci\n"
+
+
+def test_a_rule_that_cannot_be_written_is_told(tree: FakeTree) -> None:
+    tree.write("etc/udev/rules.d", "a file")
+    with pytest.raises(WorldError):
+        persisted(tree)
+
+
+def test_only_a_name_of_ours_is_ever_written(tree: FakeTree) -> None:
+    with pytest.raises(ValueError, match="not the name of a rule"):
+        install(tree.root, RuleFile("/etc/passwd", "x"))
+
+
+def identified(tree: FakeTree) -> None:
+    tree.write("proc/sys/kernel/hostname", "kernel.example.org\n")
+    tree.write("proc/cmdline", "root=UUID=11111111-2222-3333-4444-555555555555 intel_iommu=on ip=192.0.2.7 quiet\n")
+    tree.write("etc/libvirt/qemu/secret.xml", "")
+    tree.write(
+        "dev/kmsg",
+        "6,1,1000000,-;vfio-pci 0000:00:10.0: MAC 52:54:00:12:34:56 on kernel.example.org Serial Number: ABC123\n"
+        "6,2,2000000,-;DMAR: [DMA Read] Request device [00:10.0] fault addr 0xfee00000 from 192.0.2.7\n",
+    )
+
+
+def archive(tree: FakeTree, path: Path) -> dict[str, str]:
+    assert report.run(argparse.Namespace(output=path, dry_run=False), tree.root) == 0
+    with tarfile.open(path) as opened:
+        files = {member.name.rpartition("/")[2]: opened.extractfile(member) for member in opened.getmembers()}
+        return {name: file.read().decode() for name, file in files.items() if file is not None}
+
+
+def test_nothing_in_the_archive_tells_whose_host_it_is(tree: FakeTree, tmp_path: Path) -> None:
+    identified(tree)
+    files = archive(tree, tmp_path / "report.tar.gz")
+    assert sorted(files) == ["findings.json", "interrupts.txt", "kernel-log.txt", "snapshot.json", "versions.json"]
+    whole = "\n".join(files.values())
+    for secret in ("52:54:00:12:34:56", "example.org", "ABC123", "192.0.2.7", "11111111-2222", "UUID"):
+        assert secret not in whole
+    assert "intel_iommu=on" in whole
+    assert "mac-" in files["kernel-log.txt"]
+    assert (tmp_path / "report.tar.gz").stat().st_mode & 0o077 == 0
+
+
+def test_what_is_in_it_is_listed_and_a_dry_run_writes_nothing(
+    tree: FakeTree, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report.run(argparse.Namespace(output=tmp_path / "r.tar.gz", dry_run=True), tree.root)
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in ("snapshot.json", "kernel-log.txt", "MAC and IP addresses"))
+    assert not (tmp_path / "r.tar.gz").exists()
+
+
+def test_an_archive_that_is_there_is_not_overwritten(tree: FakeTree, tmp_path: Path) -> None:
+    (tmp_path / "r.tar.gz").write_text("mine")
+    with pytest.raises(WorldError, match="cannot be made"):
+        archive(tree, tmp_path / "r.tar.gz")
+    assert (tmp_path / "r.tar.gz").read_text() == "mine"
+
+
+def test_scan_and_check_say_of_the_snapshot_what_they_say_of_the_host(
+    tree: FakeTree, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree.add(FakeFunction("0000:00:10.1", driver="snd_hda_intel", group=4, irq=21))
+    snapshot = tmp_path / "snapshot.json"
+    snapshot.write_text(archive(tree, tmp_path / "r.tar.gz")["snapshot.json"])
+    capsys.readouterr()
+    parser = argparse.ArgumentParser()
+    check.add_arguments(parser)
+    for words in (["00:10.0", "--json"], ["00:10.0"]):
+        status = check.run(parser.parse_args(words), tree.root)
+        there = capsys.readouterr().out
+        assert check.run(parser.parse_args([*words, "--from", str(snapshot)])) == status == 2
+        assert capsys.readouterr().out == there
+    scan.run(argparse.Namespace(bdf=[], json=True, snapshot=None), tree.root)
+    there = json.loads(capsys.readouterr().out)
+    scan.run(argparse.Namespace(bdf=[], json=True, snapshot=snapshot))
+    assert json.loads(capsys.readouterr().out) == there
+
+
+@given(st.text(max_size=200))
+def test_cleaning_never_fails_and_cleaning_twice_changes_nothing_more(text: str) -> None:
+    redactor = Redactor(["myhost"], key=b"k")
+    once = redactor.clean(text + " 52:54:00:aa:bb:cc myhost 10.0.0.1")
+    assert "52:54:00" not in once
+    assert "10.0.0.1" not in once
+    assert not once.endswith("myhost 10.0.0.1")
+
+
+def test_equal_names_stay_equal_and_the_key_makes_them_unguessable() -> None:
+    one, other = Redactor(key=b"1"), Redactor(key=b"2")
+    assert one.clean("10.0.0.1 10.0.0.1").split()[0] == one.clean("10.0.0.1")
+    assert one.clean("10.0.0.1") != other.clean("10.0.0.1")
+
+
+def test_install_and_remove_answer_whether_anything_changed(tree: FakeTree) -> None:
+    rule = rule_for(take_snapshot(tree.root).function(BDF))
+    assert [install(tree.root, rule), install(tree.root, rule)] == [True, False]
+    assert installed(tree.root, BDF) == rule
+    assert [remove(tree.root, BDF), remove(tree.root, BDF)] == [True, False]

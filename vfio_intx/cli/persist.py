@@ -1,0 +1,55 @@
+"""``vfio-intx persist BDF``: a udev rule that gives the function to vfio-pci at every boot."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from vfio_intx.errors import RefusedError
+from vfio_intx.host.root import HostRoot
+from vfio_intx.host.snapshot import take_snapshot
+from vfio_intx.names import Bdf
+from vfio_intx.wiring.persist import install, installed, remove, rule_for
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    parser.add_argument("bdf", help="the PCI function, such as 0000:05:00.0")
+    parser.add_argument("--remove", action="store_true", help="take the rule away again")
+    parser.add_argument("--dry-run", action="store_true", help="show the file and write nothing")
+
+
+def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
+    """Show the rule, then install or remove it; the binding of this moment is not changed."""
+    host, bdf = root or HostRoot(), Bdf.parse(arguments.bdf)
+    if root is None and not arguments.dry_run and os.geteuid() != 0:
+        raise RefusedError("persist writes to /etc/udev/rules.d, which only root may do", hint="use sudo, or --dry-run")
+    return _remove(arguments, host, bdf) if arguments.remove else _install(arguments, host, bdf)
+
+
+def _remove(arguments: argparse.Namespace, host: HostRoot, bdf: Bdf) -> int:
+    rule = installed(host, bdf)
+    if rule is None:
+        print(f"{bdf}: already so: no rule of ours")
+        return 0
+    print(f"+ rm {rule.path}")
+    if not arguments.dry_run:
+        remove(host, bdf)
+    return 0
+
+
+def _install(arguments: argparse.Namespace, host: HostRoot, bdf: Bdf) -> int:
+    snapshot = take_snapshot(host)
+    rule = rule_for(snapshot.function(bdf))
+    for claim in snapshot.claims.get(bdf, ()):
+        if claim.owner != "vfio-intx":
+            print(f"vfio-intx persist: {claim.source}: {claim.owner} {claim.text}", file=sys.stderr)
+    if installed(host, bdf) == rule:
+        print(f"{bdf}: already so: {rule.path}")
+        return 0
+    print(f"+ cat > {rule.path} <<'EOF'\n{rule.text}EOF")
+    if not arguments.dry_run:
+        install(host, rule)
+        print(f"{bdf}: from the next boot (or now: vfio-intx bind {bdf})")
+    return 0

@@ -1,0 +1,107 @@
+"""One archive with all that a bug report needs, and nothing that tells whose host it is."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from vfio_intx import __version__
+from vfio_intx.chain.fact import Fact
+from vfio_intx.diagnose.prediction import predict_all
+from vfio_intx.errors import WorldError
+from vfio_intx.host.redact import Redactor
+from vfio_intx.host.replay import to_bytes
+from vfio_intx.host.root import HostRoot, read_text
+from vfio_intx.host.snapshot import Snapshot
+
+#: What is in the archive, by file; shown before anything is written.
+CONTENTS = {
+    "snapshot.json": "facts of every PCI function, IRQ line, IOMMU group and of the kernel; scan --from replays it",
+    "findings.json": "what the rules conclude for each function with a pin",
+    "kernel-log.txt": "the kernel log's lines about interrupts, vfio and the IOMMU",
+    "interrupts.txt": "/proc/interrupts",
+    "versions.json": "of this program, the kernel and Python",
+}
+#: Kernel parameters, by their beginnings, that bear on interrupts.
+_TELLING_WORDS = ("iommu", "intel_iommu", "amd_iommu", "pci", "vfio", "irq", "noapic", "nolapic", "kvm", "threadirqs")
+LEFT_OUT = "MAC and IP addresses, serial numbers, UUIDs, the host's and the VMs' names are replaced by hashes"
+
+
+def host_names(root: HostRoot) -> tuple[str, ...]:
+    """The names that this host is known by."""
+    names = (read_text(root.at(name), root=root).get("") for name in ("proc/sys/kernel/hostname", "etc/hostname"))
+    return tuple(part for name in names for part in {name.strip(), name.strip().split(".")[0]} if part)
+
+
+def build(snapshot: Snapshot, redactor: Redactor, python: str) -> Mapping[str, bytes]:
+    """The files of the archive, cleaned."""
+    anonymous = _without_identity(snapshot)
+    pinned = [function for function in anonymous.functions.values() if function.pin is not None]
+    found = [
+        {"bdf": prediction.subject.name, "findings": [msgspec.to_builtins(item) for item in prediction.findings]}
+        for prediction in predict_all(anonymous, pinned)
+    ]
+    lines = (anonymous.lines.value or {}).values()
+    tables = {
+        "snapshot.json": json.loads(to_bytes(anonymous)),
+        "findings.json": {"schema": "vfio-intx/findings/1", "functions": found},
+        "versions.json": _versions(anonymous, python),
+    }
+    texts = {
+        "kernel-log.txt": "".join(f"[{line.at:12.6f}] {line.text}\n" for line in anonymous.log.get(())),
+        "interrupts.txt": "".join(f"{line.irq:>4}: {line.count:>12} {line.chip}  {line.actions}\n" for line in lines),
+    }
+    cleaned = {name: json.dumps(_clean(table, redactor), indent=1) for name, table in tables.items()}
+    return {name: text.encode() for name, text in (cleaned | {n: redactor.clean(t) for n, t in texts.items()}).items()}
+
+
+def _clean(value: object, redactor: Redactor) -> object:
+    # Values only: a host that is called "kernel" must not cost the table its keys.
+    if isinstance(value, str):
+        return redactor.clean(value)
+    if isinstance(value, list | tuple):
+        return [_clean(item, redactor) for item in value]
+    return {key: _clean(item, redactor) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _versions(snapshot: Snapshot, python: str) -> dict[str, object]:
+    kernel = snapshot.kernel
+    return {"vfio-intx": __version__, "kernel": kernel.release.value, "version": kernel.version.value, "python": python}
+
+
+def _without_identity(snapshot: Snapshot) -> Snapshot:
+    # The command line names disks, hosts and sometimes keys: only words that bear on interrupts stay. (A card's serial
+    # number lies beyond the 256 bytes of configuration space that a snapshot holds.)
+    kernel = replace(
+        snapshot.kernel,
+        boot_id=Fact.unknown(snapshot.kernel.boot_id.source, "left out of reports"),
+        command_line=snapshot.kernel.command_line.map(_safe_words),
+    )
+    return replace(snapshot, kernel=kernel)
+
+
+def _safe_words(command_line: str) -> str:
+    return " ".join(word for word in command_line.split() if word.startswith(_TELLING_WORDS))
+
+
+def write_archive(path: Path, files: Mapping[str, bytes]) -> None:
+    """Write the archive, readable by its owner only; an existing file is never overwritten.
+
+    :raise WorldError: if it exists or cannot be written.
+    """
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise WorldError(f"{path} cannot be made: {error.strerror}", hint="name another file with --output") from error
+    with os.fdopen(fd, "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"vfio-intx-report/{name}")
+            member.size, member.mode = len(content), 0o600
+            archive.addfile(member, io.BytesIO(content))
