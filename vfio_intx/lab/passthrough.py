@@ -21,6 +21,7 @@ from vfio_intx.wiring.drivers import bind
 
 _STATE_DIR = Path("/var/lib/vfio-intx")
 _PING_END = re.compile(r"(\d+) packets transmitted, (\d+) packets received")
+_ROUND = 50
 _PING_TIMES = re.compile(r"min/avg/max = [0-9.]+/[0-9.]+/([0-9.]+) ms")
 
 
@@ -89,20 +90,38 @@ def set_network_up(guest: Guest, network: UserNetwork, interface: str) -> None:
 
 def start_pings(guest: Guest, network: UserNetwork, streams: int = 1) -> None:
     """Ping as fast as answers come, in the background, until :func:`stop_pings`."""
+    guest.check("rm -f /tmp/stop")
     for number in range(streams):
-        guest.check(f"(ping -A -q -s {56 + number} {network.gateway} > /tmp/ping{number} 2>&1 &)")
+        # In rounds that wait for their last answer: at the end, nothing that was sent is still on its way.
+        ping_round = f"ping -A -q -c {_ROUND} -W 10 -s {56 + number} {network.gateway}"
+        guest.check(
+            f"(while [ ! -e /tmp/stop ]; do {ping_round}; done > /tmp/ping{number} 2>&1; touch /tmp/end{number}) &"
+        )
 
 
 def stop_pings(guest: Guest, streams: int = 1) -> list[Pings]:
     """End what :func:`start_pings` started and read what came of it."""
-    guest.check("killall -INT ping; for i in $(seq 50); do pidof ping > /dev/null || break; sleep 0.1; done")
-    return [parse_pings(guest.check(f"cat /tmp/ping{number}")) for number in range(streams)]
+    guest.check("touch /tmp/stop")
+    found = []
+    for number in range(streams):
+        guest.check(f"while [ ! -e /tmp/end{number} ]; do sleep 0.1; done", 120)
+        found.append(add_up(guest.check(f"cat /tmp/ping{number}")))
+    return found
 
 
 def ping(guest: Guest, network: UserNetwork, count: int = 5, seconds: int = 10) -> Pings:
     """*count* pings, a fifth of a second apart, all within *seconds*."""
     text = guest.run(f"ping -q -c {count} -i 0.2 -w {seconds} {network.gateway}", seconds + 10).text
     return parse_pings(text)
+
+
+def add_up(text: str) -> Pings:
+    """Several summaries as one. :raise VerifyError: if there is none."""
+    ends = _PING_END.findall(text)
+    if not ends:
+        raise VerifyError(f"ping in the guest ended without a summary: {text[-200:]!r}")
+    slowest = max((float(found) for found in _PING_TIMES.findall(text)), default=0.0)
+    return Pings(sum(int(sent) for sent, _ in ends), sum(int(received) for _, received in ends), slowest)
 
 
 def parse_pings(text: str) -> Pings:

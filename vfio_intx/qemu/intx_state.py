@@ -28,7 +28,7 @@ CHANGED = "VFIO_INTX_CHANGED"
 #: The schemes that a live line can be switched to; ``split`` is ``irqfd`` on a VM started with a split irqchip.
 SWITCHABLE = (Scheme.IRQFD, Scheme.ACK_EVENTFD, Scheme.TRAP)
 
-Count = Annotated[int, Meta(ge=0, lt=1 << 64)]
+Count = Annotated[int, Meta(ge=0)]
 Descriptor = Annotated[int, Meta(ge=0, lt=1 << 31)]
 Number = Annotated[int, Meta(ge=0, lt=1 << 31)]
 

@@ -1,0 +1,16 @@
+"""A route that comes back: stock QEMU leaves the registers trapped though KVM carries the line."""
+
+from __future__ import annotations
+
+from vfio_intx.lab import kernels
+from vfio_intx.lab.qemu_defects import FIRST, before_and_after, mmaps_left_off
+from vfio_intx.lab.scenario import Context
+from vfio_intx.lab.spec import LabSpec
+
+SPEC = LabSpec(kernels.DEFAULT, (FIRST,))
+DEADLINE_S = 600.0
+
+
+def inside(context: Context) -> dict[str, object]:
+    """On the stock build, then on the patched one."""
+    return before_and_after(context, mmaps_left_off, SPEC.cards)
