@@ -136,7 +136,7 @@ class Contestant:
         for _ in range(1000):
             runs = mailbox[Word.HANDLER_RUNS]
             time.sleep(0.0005)
-            if mailbox[Word.HANDLER_RUNS] == runs:
+            if mailbox[Word.HANDLER_RUNS] == mailbox[Word.HANDLER_ENDS] == runs:
                 break
         else:
             raise VerifyError(f"{self.figures.scheme.value}: the guest's handler keeps running with the card quiet")

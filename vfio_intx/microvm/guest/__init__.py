@@ -46,6 +46,7 @@ class Word(IntEnum):
     CAUSE = 0x94 // 4
     CAUSE_2 = 0x98 // 4
     DOORBELLS = 0x9C // 4
+    HANDLER_ENDS = 0xA0 // 4
 
 
 _MAILBOX_WORDS = 0x100 // 4

@@ -42,6 +42,7 @@
         .set    CAUSE,          0x2094          /* what the last read of STATUS gave */
         .set    CAUSE_2,        0x2098
         .set    DOORBELLS,      0x209c          /* commands done */
+        .set    HANDLER_ENDS,   0x20a0          /* handler runs that have come to their EOI */
 
         .globl  start
 start:
@@ -179,6 +180,7 @@ quieted:
         test    byte ptr [HOLD], 2
         jnz     hold_after
 eoi:
+        inc     dword ptr [HANDLER_ENDS]
         cmp     byte ptr [CHIP], 0
         jne     1f
         mov     ebx, LAPIC
