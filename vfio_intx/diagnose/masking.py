@@ -7,7 +7,7 @@ from enum import Enum
 
 from vfio_intx.host import quirks
 from vfio_intx.host.irq import vfio_action
-from vfio_intx.host.log import flags_mismatches
+from vfio_intx.host.log import History
 from vfio_intx.host.pci import PciFunction
 from vfio_intx.host.snapshot import Snapshot
 
@@ -36,7 +36,7 @@ class Verdict:
     source: str
 
 
-def masking_verdict(function: PciFunction, snapshot: Snapshot) -> Verdict:
+def masking_verdict(function: PciFunction, snapshot: Snapshot, history: History) -> Verdict:
     """Whether this function can mask itself, as vfio-pci will see it (``pci_intx_mask_supported``, ``nointxmask``).
 
     The kernel tests DisINTx by writing to it when it finds a card, and shows the result nowhere. So what is said here
@@ -50,7 +50,10 @@ def masking_verdict(function: PciFunction, snapshot: Snapshot) -> Verdict:
     if function.pin is None or function.is_virtual_function:
         return Verdict(Masking.NONE, "it has no INTx pin", config.source)
     return (
-        _by_lists(function, snapshot) or _by_parameter(snapshot) or _by_log(function, snapshot) or _presumed(function)
+        _by_lists(function, snapshot)
+        or _by_parameter(snapshot)
+        or _by_log(function, snapshot, history)
+        or _presumed(function)
     )
 
 
@@ -76,9 +79,9 @@ def _by_parameter(snapshot: Snapshot) -> Verdict | None:
     return Verdict(Masking.EXCLUSIVE, "vfio-pci has nointxmask=1", parameter.source) if parameter.value else None
 
 
-def _by_log(function: PciFunction, snapshot: Snapshot) -> Verdict | None:
-    name = vfio_action(function.bdf)
-    for mismatch in flags_mismatches(snapshot.log.get(())):
+def _by_log(function: PciFunction, snapshot: Snapshot, history: History) -> Verdict | None:
+    name = vfio_action(function.bdf) if history.mismatches else ""
+    for mismatch in history.mismatches:
         if (mismatch.asked == name and not mismatch.asked_shared) or (
             mismatch.holder == name and not mismatch.holder_shared
         ):

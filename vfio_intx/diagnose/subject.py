@@ -9,7 +9,7 @@ from vfio_intx.diagnose.masking import Verdict, masking_verdict
 from vfio_intx.diagnose.routing import RootPin, known_routes, root_pin
 from vfio_intx.host.iommu import Group
 from vfio_intx.host.irq import IrqLine
-from vfio_intx.host.log import LogLine
+from vfio_intx.host.log import History, history_of
 from vfio_intx.host.pci import PciFunction
 from vfio_intx.host.snapshot import Snapshot
 from vfio_intx.names import HostIrq
@@ -45,6 +45,7 @@ class Subject:
     function: PciFunction
     snapshot: Snapshot
     vm: VmFacts
+    history: History
     irq: HostIrq | None
     irq_source: str
     own: tuple[str, ...]
@@ -73,11 +74,6 @@ class Subject:
         return self.snapshot.line_of(self.function)
 
     @property
-    def log(self) -> tuple[LogLine, ...]:
-        """The kernel log's lines that matter, none where it could not be read."""
-        return self.snapshot.log.get(())
-
-    @property
     def actions_file(self) -> str:
         """The file that its line's handlers were read from."""
         return f"/sys/kernel/irq/{self.irq}/actions"
@@ -86,13 +82,15 @@ class Subject:
 def subjects(snapshot: Snapshot, functions: Iterable[PciFunction], vm: VmFacts | None = None) -> tuple[Subject, ...]:
     """A subject for each of *functions*; the tables that they share are made once."""
     by_line, routes = snapshot.by_line(), known_routes(snapshot.functions)
-    return tuple(_subject(function, snapshot, vm or VmFacts(), by_line, routes) for function in functions)
+    history = history_of(snapshot.log.get(()))
+    return tuple(_subject(function, snapshot, vm or VmFacts(), history, by_line, routes) for function in functions)
 
 
 def _subject(
     function: PciFunction,
     snapshot: Snapshot,
     vm: VmFacts,
+    history: History,
     by_line: Mapping[HostIrq, tuple[PciFunction, ...]],
     routes: Mapping[RootPin, HostIrq],
 ) -> Subject:
@@ -104,8 +102,8 @@ def _subject(
     own = own_handlers(function, handlers)
     neighbours = tuple(other for other in by_line.get(irq, ()) if other.bdf != function.bdf) if irq else ()
     others = tuple(handler for handler in handlers if handler not in own)
-    verdict = masking_verdict(function, snapshot)
-    return Subject(function, snapshot, vm, irq, irq_source, own, others, neighbours, verdict)
+    verdict = masking_verdict(function, snapshot, history)
+    return Subject(function, snapshot, vm, history, irq, irq_source, own, others, neighbours, verdict)
 
 
 def own_handlers(function: PciFunction, handlers: tuple[str, ...]) -> tuple[str, ...]:

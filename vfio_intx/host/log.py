@@ -53,6 +53,24 @@ class NobodyCared:
     handlers: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class History:
+    """What the log tells of lines, gathered once for all functions.
+
+    :ivar faults: the lines in which an IOMMU tells of refused DMA.
+    """
+
+    mismatches: tuple[FlagsMismatch, ...]
+    given_up: tuple[NobodyCared, ...]
+    faults: tuple[LogLine, ...]
+
+
+def history_of(lines: tuple[LogLine, ...]) -> History:
+    """The history that these lines tell."""
+    faults = tuple(line for line in lines if "DMAR:" in line.text or "AMD-Vi:" in line.text)
+    return History(flags_mismatches(lines), nobody_cared(lines), faults)
+
+
 def read_log(root: HostRoot) -> Fact[tuple[LogLine, ...]]:
     """The relevant lines of ``/dev/kmsg``, oldest first; unknown where it may not be read."""
     try:

@@ -11,7 +11,7 @@ from vfio_intx.diagnose.masking import Masking
 from vfio_intx.diagnose.rules.rule import Seen, rule
 from vfio_intx.diagnose.subject import Subject
 from vfio_intx.host.irq import vfio_action
-from vfio_intx.host.log import NobodyCared, flags_mismatches, nobody_cared
+from vfio_intx.host.log import NobodyCared
 
 _BUSY = re.compile(
     r"(?:Failed to setup INTx fd|INTX-0.*?): .*?Device or resource busy|INTx fd: Device or resource busy"
@@ -33,8 +33,8 @@ def flags_mismatch(subject: Subject) -> Iterator[Seen]:
     (IRQF_SHARED) of the two flag words tells who would not: newer kernels set other bits as well. The second name is
     the holder of the line: that is the driver to move.
     """
-    name = vfio_action(subject.function.bdf)
-    for seen in flags_mismatches(subject.log):
+    name = vfio_action(subject.function.bdf) if subject.history.mismatches else ""
+    for seen in subject.history.mismatches:
         if name not in (seen.asked, seen.holder) and seen.irq != subject.irq:
             continue
         unwilling = seen.asked if not seen.asked_shared else seen.holder
@@ -91,7 +91,7 @@ def qemu_invalid(subject: Subject) -> Iterator[Seen]:
 
 
 def _given_up(subject: Subject) -> NobodyCared | None:
-    return next((seen for seen in nobody_cared(subject.log) if seen.irq == subject.irq), None)
+    return next((seen for seen in subject.history.given_up if seen.irq == subject.irq), None)
 
 
 @rule(
@@ -158,7 +158,7 @@ def collateral(subject: Subject) -> Iterator[Seen]:
     if seen is None:
         return
     also = [
-        other for other in nobody_cared(subject.log) if other.irq != seen.irq and abs(other.at - seen.at) < _TOGETHER_S
+        other for other in subject.history.given_up if other.irq != seen.irq and abs(other.at - seen.at) < _TOGETHER_S
     ]
     if not also and not subject.handlers:
         return
@@ -186,11 +186,7 @@ def not_intx(subject: Subject) -> Iterator[Seen]:
     """
     bdf = subject.function.bdf
     marks = (f"[{bdf.bus:02x}:{bdf.slot:02x}.{bdf.function}]", f"device={bdf}", f"[{bdf}]")
-    faults = [
-        line
-        for line in subject.log
-        if ("DMAR:" in line.text or "AMD-Vi:" in line.text) and any(mark in line.text for mark in marks)
-    ]
+    faults = [line for line in subject.history.faults if any(mark in line.text for mark in marks)]
     if faults:
         yield Seen(
             Severity.WARNING,
