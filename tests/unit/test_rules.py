@@ -19,8 +19,10 @@ from tests.fakes.tree import FakeFunction, FakeTree
 from vfio_intx.chain.finding import Severity
 from vfio_intx.cli import check, explain
 from vfio_intx.cli.main import main
+from vfio_intx.diagnose.masking import Masking
 from vfio_intx.diagnose.prediction import predict
 from vfio_intx.diagnose.rules import RULES, codes
+from vfio_intx.diagnose.subject import VmFacts
 from vfio_intx.errors import MissingError, UsageError, VfioIntxError
 from vfio_intx.host import quirks
 from vfio_intx.host.log import flags_mismatches, nobody_cared, parse_log
@@ -239,3 +241,31 @@ def test_the_list_has_the_cards_that_are_known_from_the_field() -> None:
     assert re.fullmatch(r"Linux \d+\.\d+\.\d+.*", quirks.SOURCE)
     assert {(0x1102, 0x000B), (0x15B3, 0x1003), (0x15B3, 0x1007), (0x10EC, 0x8169)} <= quirks.BROKEN
     assert (0x8086, 0x1563) in quirks.HIDDEN
+
+
+def test_the_write_test_tells_a_card_whose_bit_does_not_change(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A file takes every write, as a card does whose DisINTx works.
+    tree = nic_host(tmp_path, driver="").tree
+    config = tree.directory("0000:00:10.0") / "config"
+    before = config.read_bytes()
+    assert checked(tree, "00:10.0", "--write-test", "--json") == 0
+    assert config.read_bytes() == before
+    assert json.loads(capsys.readouterr().out)["masking"]["verdict"] == "disintx"
+    snapshot = take_snapshot(tree.root)
+    broken = predict(snapshot.function(NIC), snapshot, VmFacts(disintx_changes=False))
+    assert broken.subject.verdict.masking is Masking.EXCLUSIVE
+
+
+def test_the_write_test_leaves_a_function_with_a_driver_and_a_dead_one_alone(tmp_path: Path) -> None:
+    with pytest.raises(VfioIntxError, match="has the driver e1000"):
+        checked(nic_host(tmp_path / "driven").tree, "00:10.0", "--write-test")
+    dead = nic_host(tmp_path / "dead", driver="", dead=True).tree
+    with pytest.raises(VfioIntxError, match="all ones; nothing was written"):
+        checked(dead, "00:10.0", "--write-test")
+
+
+def test_the_write_test_needs_the_card_itself(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not a snapshot"):
+        checked(nic_host(tmp_path).tree, "00:10.0", "--write-test", "--from", "x")

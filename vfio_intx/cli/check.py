@@ -9,7 +9,7 @@ from vfio_intx.chain.finding import Severity
 from vfio_intx.cli.scan import finding_payload, host_snapshot, unknown_facts
 from vfio_intx.diagnose.prediction import Prediction, predict
 from vfio_intx.diagnose.subject import VmFacts
-from vfio_intx.errors import MissingError, VfioIntxError
+from vfio_intx.errors import MissingError, UsageError, VfioIntxError
 from vfio_intx.host.root import HostRoot
 from vfio_intx.names import Bdf, escape
 
@@ -30,14 +30,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--guest-uses", choices=("intx", "msi", "msix"), default="", help="what the guest's driver chose"
     )
     parser.add_argument("--guest-trigger", choices=("level", "edge"), default="", help="how the guest set its pin")
+    parser.add_argument("--write-test", action="store_true", help="flip the card's DisINTx bit; only without a driver")
     parser.add_argument("--qemu-log", type=Path, metavar="FILE", help="QEMU's own messages, to be looked through")
 
 
 def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
     """Check and print; the status is the worst finding's. What keeps it from an answer is UNKNOWN too."""
     try:
+        bdf = Bdf.parse(arguments.bdf)
+        changes = _write_test(arguments, bdf, root)
         snapshot = host_snapshot(arguments.snapshot, root)
-        prediction = predict(snapshot.function(Bdf.parse(arguments.bdf)), snapshot, _vm(arguments))
+        prediction = predict(snapshot.function(bdf), snapshot, _vm(arguments, changes))
     except VfioIntxError as error:
         error.exit_status = USAGE_STATUS
         raise
@@ -50,7 +53,17 @@ def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
     return int(prediction.severity)
 
 
-def _vm(arguments: argparse.Namespace) -> VmFacts:
+def _write_test(arguments: argparse.Namespace, bdf: Bdf, root: HostRoot | None) -> bool | None:
+    if not arguments.write_test:
+        return None
+    if arguments.snapshot is not None:
+        raise UsageError("--write-test needs the card itself, not a snapshot")
+    from vfio_intx.wiring.masktest import disintx_changes
+
+    return disintx_changes(root or HostRoot(), bdf)
+
+
+def _vm(arguments: argparse.Namespace, changes: bool | None) -> VmFacts:
     messages: tuple[str, ...] = ()
     if arguments.qemu_log is not None:
         try:
@@ -59,7 +72,12 @@ def _vm(arguments: argparse.Namespace) -> VmFacts:
             raise MissingError(f"{arguments.qemu_log} cannot be read: {error.strerror}") from error
         messages = tuple(escape(line[:500]) for line in lines[-_MOST_MESSAGES:])
     return VmFacts(
-        arguments.irqchip, arguments.no_kvm_intx or None, messages, arguments.guest_trigger, arguments.guest_uses
+        arguments.irqchip,
+        arguments.no_kvm_intx or None,
+        messages,
+        arguments.guest_trigger,
+        arguments.guest_uses,
+        changes,
     )
 
 

@@ -36,11 +36,15 @@ class Verdict:
     source: str
 
 
-def masking_verdict(function: PciFunction, snapshot: Snapshot, history: History) -> Verdict:
+def masking_verdict(
+    function: PciFunction, snapshot: Snapshot, history: History, disintx_changes: bool | None = None
+) -> Verdict:
     """Whether this function can mask itself, as vfio-pci will see it (``pci_intx_mask_supported``, ``nointxmask``).
 
     The kernel tests DisINTx by writing to it when it finds a card, and shows the result nowhere. So what is said here
     rests on the kernel's list of broken cards, on vfio-pci's parameter, and on what the log tells of earlier tries.
+
+    :param disintx_changes: what the write test gave, where it was asked for; True alone proves nothing.
     """
     config = function.config
     if config.value is None:
@@ -49,6 +53,8 @@ def masking_verdict(function: PciFunction, snapshot: Snapshot, history: History)
         return Verdict(Masking.UNKNOWN, "it answers all ones", config.source)
     if function.pin is None or function.is_virtual_function:
         return Verdict(Masking.NONE, "it has no INTx pin", config.source)
+    if disintx_changes is False:
+        return Verdict(Masking.EXCLUSIVE, "its DisINTx bit does not change when it is written", config.source)
     return (
         _by_lists(function, snapshot)
         or _by_parameter(snapshot)

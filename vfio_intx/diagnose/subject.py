@@ -17,13 +17,14 @@ from vfio_intx.names import HostIrq
 
 @dataclass(frozen=True, slots=True)
 class VmFacts:
-    """What is known or planned of the VM; empty and None mean unknown.
+    """What is known besides the snapshot, of the VM above all; empty and None mean unknown.
 
     :ivar irqchip: ``on``, ``split`` or ``off``, as in QEMU's ``kernel-irqchip``.
     :ivar no_kvm_intx: vfio-pci's property ``x-no-kvm-intx``.
     :ivar messages: lines of QEMU's own log.
     :ivar guest_trigger: how the guest programmed the pin: ``level`` or ``edge``.
     :ivar guest_uses: which interrupt the guest's driver chose: ``intx``, ``msi`` or ``msix``.
+    :ivar disintx_changes: what the write test of the card's DisINTx bit gave, None where it was not asked for.
     """
 
     irqchip: str = ""
@@ -31,6 +32,7 @@ class VmFacts:
     messages: tuple[str, ...] = ()
     guest_trigger: str = ""
     guest_uses: str = ""
+    disintx_changes: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ def _subject(
     own = own_handlers(function, handlers)
     neighbours = tuple(other for other in by_line.get(irq, ()) if other.bdf != function.bdf) if irq else ()
     others = tuple(handler for handler in handlers if handler not in own)
-    verdict = masking_verdict(function, snapshot, history)
+    verdict = masking_verdict(function, snapshot, history, vm.disintx_changes)
     return Subject(function, snapshot, vm, history, irq, irq_source, own, others, neighbours, verdict)
 
 
