@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import struct
@@ -245,7 +246,10 @@ def encode_line(gsi: int, level: int) -> bytearray:
 
 def set_line(vm_fd: int, line: bytearray) -> None:
     """Raise or lower a GSI's line as the userspace source (source id 0); *line* is from :func:`encode_line`."""
-    call_buffer("KVM_IRQ_LINE", "VM", vm_fd, KVM_IRQ_LINE, line)
+    try:
+        fcntl.ioctl(vm_fd, KVM_IRQ_LINE, line, True)
+    except OSError as error:
+        raise KernelError("KVM_IRQ_LINE", "VM", error.errno or 0) from error
 
 
 def assign_irqfd(vm_fd: int, trigger: int, gsi: int, resample: int | None = None, *, flags: int = 0) -> None:

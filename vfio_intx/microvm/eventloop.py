@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import signal
 import threading
@@ -55,11 +56,16 @@ class EventLoop:
             self._failure = error
 
     def _loop(self) -> None:
-        poll, handlers, drain = self._poller.poll, self._handlers, eventfd.drain
+        poll, handlers, read = self._poller.poll, self._handlers, os.eventfd_read
         while True:
             for fd, _ in poll():
-                if fd not in handlers:
+                handler = handlers.get(fd)
+                if handler is None:
                     return
                 self.wakeups += 1
-                drain(fd)
-                handlers[fd]()
+                try:
+                    read(fd)
+                except BlockingIOError:
+                    # Somebody else has drained it since (a card that was reset): there is nothing to do.
+                    continue
+                handler()
