@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bdf", metavar="BDF", help="the host's PCI function, bound to vfio-pci")
     add_vm_arguments(parser)
     parser.add_argument("--scheme", metavar="SCHEME", default="irqfd", help="irqfd (default) or trap")
+    parser.add_argument("--direct", action="store_true", help="on eventfds made and checked here (patched QEMU)")
     parser.add_argument("--id", metavar="ID", help="QEMU's id for the device (default: made of the address)")
     parser.add_argument("--bus", metavar="BUS", help="the guest's bus (default: one that takes hot-plug)")
     parser.add_argument(
@@ -52,6 +53,7 @@ def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
         bus=None if arguments.bus is None else parse_device_id(arguments.bus),
         timeout_s=arguments.timeout,
         prove_s=arguments.prove,
+        direct=arguments.direct,
     )
     require_root()
     treat_termination_as_interrupt()

@@ -183,6 +183,21 @@ class QmpMonitor:
             words = escape(str(error))[:_LONGEST_WORDS]
             raise PeerRefused(command, escape(error.error_class)[:64], words) from error
 
+    def give_descriptor(self, fd: int, name: str) -> None:
+        """Let QEMU have a copy of *fd* under *name*, until a command takes it or ``closefd`` drops it (``getfd``).
+
+        The name belongs to this monitor: another one cannot use it. :raise PeerError: as :meth:`Monitor.execute` does.
+        """
+        deadline = Deadline.after("getfd", self._budget_s)
+
+        async def send() -> None:
+            self._client.send_fd_scm(fd)
+
+        if self._socket is None or self._broken is not None:
+            raise self._broken or PeerGone(f"{self._name} is closed")
+        self._run(send(), deadline)
+        self._execute("getfd", {"fdname": name}, deadline)
+
     def take_events(self) -> tuple[Event, ...]:
         """See :meth:`Monitor.take_events`. They are read while a command is under way."""
         taken = tuple(self._events)

@@ -16,8 +16,11 @@ from vfio_intx.host.root import HostRoot
 from vfio_intx.names import Bdf
 from vfio_intx.qemu.features import NO_KVM_INTX, Features, probe, require_attach
 from vfio_intx.qemu.guestpci import PassedThrough, default_device_id, find_bus, is_present, list_passed_through
+from vfio_intx.qemu.intx_state import EVENTFDS, Eventfds
 from vfio_intx.qemu.irqchip import IrqchipKind
 from vfio_intx.qemu.monitor import Monitor
+from vfio_intx.wiring.direct import check_eventfds, own_eventfds
+from vfio_intx.wiring.handover import lent, names_of, require_carrier, verify
 from vfio_intx.wiring.hotplug import add, undone_on_failure
 from vfio_intx.wiring.inspect import Board, read_board, read_guest_side, report
 from vfio_intx.wiring.line import LineReport, Uptake
@@ -36,6 +39,7 @@ class Request:
     :ivar bus: the guest's bus by name; None to look for one.
     :ivar timeout_s: for each wait: a command, the guest's uptake, the undoing.
     :ivar prove_s: how long to wait for an interrupt to prove the scheme by, once the guest listens; 0 for not at all.
+    :ivar direct: whether QEMU shall use eventfds that we make and check (patched QEMU).
     """
 
     bdf: Bdf
@@ -44,6 +48,7 @@ class Request:
     bus: str | None = None
     timeout_s: float = 10.0
     prove_s: float = 3.0
+    direct: bool = False
 
     @property
     def id(self) -> str:
@@ -88,7 +93,16 @@ def plan(request: Request, monitor: Monitor, root: HostRoot) -> Plan:
     arguments["bus"] = request.bus or find_bus(monitor).name
     if features.can_choose_scheme:
         arguments[NO_KVM_INTX] = request.scheme is Scheme.TRAP
+    if request.direct:
+        notes = (*notes, *_require_direct(request, monitor, features))
     return Plan(arguments, notes)
+
+
+def _require_direct(request: Request, monitor: Monitor, features: Features) -> tuple[str, ...]:
+    if request.scheme is Scheme.TRAP:
+        raise UsageError("--direct is about irqfd: trap has no eventfd that KVM would signal")
+    require_carrier(monitor, features)
+    return (f"the eventfds are made here, given to QEMU by getfd and named in {EVENTFDS}",)
 
 
 def _require_absent(request: Request, monitor: Monitor) -> None:
@@ -127,10 +141,22 @@ def attach(request: Request, monitor: Monitor, root: HostRoot, *, witness: Witne
     planned = plan(request, monitor, root)
     board = read_board(monitor)
     with undone_on_failure(monitor, request.id, budget_s=request.timeout_s):
-        add(monitor, planned.arguments, budget_s=request.timeout_s)
+        if request.direct:
+            _add_direct(request, monitor, root, planned.arguments)
+        else:
+            add(monitor, planned.arguments, budget_s=request.timeout_s)
         device = _the_device(request, monitor)
         found = _follow(request, monitor, root, board, device, witness)
     return replace(found, notes=(*planned.notes, *found.notes))
+
+
+def _add_direct(request: Request, monitor: Monitor, root: HostRoot, arguments: dict[str, object]) -> None:
+    """Add the device on eventfds of ours. QEMU has its copies then; ours are closed, or its teardown would fail."""
+    with own_eventfds() as pair:
+        check_eventfds(pair, proc=root.at("proc"))
+        with lent(monitor, names_of(pair)) as value:
+            add(monitor, {**arguments, EVENTFDS: value}, budget_s=request.timeout_s)
+    verify(monitor, request.bdf, Eventfds.GIVEN)
 
 
 def _the_device(request: Request, monitor: Monitor) -> PassedThrough:

@@ -117,11 +117,11 @@ def kick(root: HostRoot, bdf: Bdf, *, dry_run: bool = False) -> Kicked:
             raise MissingError(f"VM {process.label} ended just now")
         descriptors = process.descriptors.value
         for fd in descriptors.vfio_devices if descriptors is not None else ():
-            if _names_another(root, process.pid, fd, bdf):
+            if names_another(root, process.pid, fd, bdf):
                 continue
             with borrow(pidfd, fd, f"VM {process.label}") as copy:
                 device = DeviceFile(copy, str(bdf))
-                if _is_that(device, function):
+                if is_that(device, function):
                     candidates += 1
                     guest_masks |= unmask(device, dry_run=dry_run)
     if not candidates:
@@ -139,14 +139,15 @@ def _moment(root: HostRoot, bdf: Bdf) -> Moment:
     )
 
 
-def _names_another(root: HostRoot, pid: int, fd: int, bdf: Bdf) -> bool:
+def names_another(root: HostRoot, pid: int, fd: int, bdf: Bdf) -> bool:
     """Whether the kernel says (6.13 and later do) that a descriptor is another device."""
     text = read_text(root.at("proc", str(pid), "fdinfo", str(fd)), root=root).get("")
     paths = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith(_SYSPATH)]
     return bool(paths) and not paths[0].endswith(f"/{bdf}")
 
 
-def _is_that(device: Device, function: PciFunction) -> bool:
+def is_that(device: Device, function: PciFunction) -> bool:
+    """Whether a descriptor of a QEMU can be *function*'s, by its ids: two equal cards cannot be told apart so."""
     region = device.region_info(VFIO_PCI_CONFIG_REGION_INDEX)
     vendor, product = (int.from_bytes(device.read(region, at, 2), "little") for at in (0, 2))
     ids = function.ids.value
