@@ -218,10 +218,19 @@ class PageDecoder:
             elif kind == _PADDING:
                 if not head >> 5:
                     return True
+                # A discarded record. Its time is not counted: neither does the kernel (rb_update_read_stamp).
                 place += 1 + (words[place + 1] + 3 >> 2)
-            else:  # type 0: a record longer than 28 words, its length in bytes in the next word
+            else:  # type 0: a record longer than 28 words, its length in bytes, that word included, in the next word
                 time += head >> 5
-                place += 1 + (words[place + 1] + 3 >> 2)
+                after = place + 1 + (words[place + 1] + 3 >> 2)
+                if after > end or after < place + 3:
+                    return False
+                found = unpack(halves[place + place + 4])
+                if found is not None:
+                    if after - place - 2 < found[2]:
+                        return False
+                    append((time, found[0], cpu, found[1](page, (place + 2) << 2)))
+                place = after
         return place == end
 
 

@@ -68,6 +68,10 @@ class Ceiling:
         self._machine.check()
         return (self._machine.mailbox[Word.HANDLER_RUNS] - self._began[1]) & _WORD if self._began else 0
 
+    def total(self) -> int:
+        """Every run of the guest's handler so far; after :meth:`end` also those that came while it ended."""
+        return self._machine.mailbox[Word.HANDLER_RUNS]
+
     def end(self) -> None:
         """Take the irqfd away and add what was counted to the figures. :raise UnexpectedExit: the vCPU died."""
         if self._began is None:

@@ -7,7 +7,7 @@ that uses the same GSI is seen by it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -17,6 +17,7 @@ from vfio_intx.names import Gsi, HostIrq
 _IN_HARD_IRQ = 8
 _EXIT_IOAPIC_EOI, _EXIT_MMIO = 26, 6
 _MSI_LEVEL = 1 << 15
+_LONGEST_LIST = 3000
 #: Bits of an IOAPIC redirection entry.
 _ENTRY_LEVEL, _ENTRY_MASKED = 1 << 15, 1 << 16
 
@@ -108,8 +109,12 @@ class Enable:
     filter: str | None
 
 
-def _any_of(field: str, numbers: Iterable[int]) -> str:
-    return "(" + " || ".join(f"{field} == {number}" for number in numbers) + ")"
+def _any_of(field: str, numbers: Sequence[int]) -> str:
+    listed = "(" + " || ".join(f"{field} == {number}" for number in numbers) + ")"
+    if len(listed) <= _LONGEST_LIST:
+        return listed
+    # The kernel takes no filter of a page or more. A range lets some strangers in; the joiner knows them.
+    return f"({field} >= {min(numbers)} && {field} <= {max(numbers)})"
 
 
 def _both(*conditions: str | None) -> str | None:

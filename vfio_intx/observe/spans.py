@@ -66,6 +66,7 @@ class Joiner:
         self._open: list[Span] = []
         self._handler: Handler | None = None
         self._running: Handler | None = None
+        self._foreign_vcpu = 0
         self._synced = False
         self._message_vector: int | None = None
         self._trapped: dict[int, int] = {}
@@ -139,7 +140,7 @@ class Joiner:
 
     def _waking(self, time: int, cpu: int, fields: Fields) -> None:
         running = self._running
-        if running is not None and running.cpu == cpu:
+        if running is not None and running.cpu == cpu and fields[1] in self._threads:
             running.trigger = running.trigger or time
             running.woken += 1
 
@@ -234,6 +235,8 @@ class Joiner:
 
     def _inject_vector(self, time: int, cpu: int, fields: Fields) -> None:
         vector = fields[1]
+        if self._threads and fields[0] not in self._threads:
+            return
         for span in self._open:
             if span.vector == vector and not span.deliver and not span.ack:
                 span.deliver = time
@@ -243,6 +246,8 @@ class Joiner:
 
     def _eoi(self, time: int, cpu: int, fields: Fields) -> None:
         vector = fields[2]
+        if self._threads and fields[0] not in self._threads:
+            return
         for span in self._open:
             if span.vector == vector and not span.eoi:
                 span.eoi = time
@@ -263,6 +268,7 @@ class Joiner:
             self._note(Oddity.ORPHAN_ACK, time, f"thread {pid} acknowledged pin {fields[2]} without an injection")
 
     def _foreign(self, time: int, pid: int) -> None:
+        self._foreign_vcpu = pid
         self._note(Oddity.FOREIGN, time, f"thread {pid} of another VM acknowledged the same GSI")
         span = self._open[-1] if self._open else None
         if span is None or span.drop or span.source == SOURCE_MSI:
@@ -276,7 +282,10 @@ class Joiner:
             self._handler = span.handler
 
     def _lower(self, time: int, pid: int, source: int) -> None:
-        if source == SOURCE_RESAMPLE and self._threads and pid not in self._threads and self._foreign_lowers(pid):
+        if pid == self._foreign_vcpu and source == SOURCE_RESAMPLE:
+            # The lowering that belongs to another VM's acknowledge, made by the same vCPU right behind it. One from a
+            # kernel thread is ours: a resampler that is shut down while the level is up.
+            self._foreign_vcpu = 0
             return
         for span in self._open:
             if not span.drop and span.source != SOURCE_MSI:
@@ -288,12 +297,10 @@ class Joiner:
                     self._over(span)
                 return
 
-    def _foreign_lowers(self, pid: int) -> bool:
-        # A resampler that is shut down lowers from a thread of its process; a foreign vCPU's lowering follows its ack.
-        return not self._open or not self._open[-1].ack
-
     def _userspace_exit(self, time: int, cpu: int, fields: Fields) -> None:
         pid, reason = fields
+        if self._threads and pid not in self._threads:
+            return
         if reason == _EXIT_MMIO:
             self._trapped[pid] = time
             return

@@ -1,7 +1,7 @@
 """What the HTML page draws, kept in bounded space while a run goes on: a sample of whole interrupts, and the rate.
 
 The sample is every k-th interrupt; when it is full, every second one is dropped and k doubled. So it stays spread
-evenly over the run, whatever its length. The slowest interrupts are kept apart (:class:`~vfio_intx.observe.summary.Summary`).
+evenly over the run, whatever its length. The page shows the slowest interrupts besides; the summary keeps those.
 """
 
 from __future__ import annotations
@@ -57,9 +57,14 @@ def render(report: Report, timeline: Timeline, title: str) -> str:
         },
         "whole": report.summary.whole.buckets(),
         "every": timeline.every,
-        "sample": [_brief(span) for span in timeline.sample],
+        "sample": [_brief(span) for span in _drawn(report, timeline)],
     }
     return _fill(_asset("page.html"), {name: _asset(name) for name in _PLACES}, data)
+
+
+def _drawn(report: Report, timeline: Timeline) -> list[Span]:
+    spans = {span.number: span for span in (*timeline.sample, *report.summary.slowest())}
+    return sorted(spans.values(), key=lambda span: span.start)
 
 
 def _brief(span: Span) -> list[object]:

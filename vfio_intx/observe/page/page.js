@@ -3,6 +3,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const report = data.report;
 const color = (place) => `var(--s${place})`;
+const sample = data.sample;
 const byId = (id) => document.getElementById(id);
 
 function element(name, properties = {}, ...children) {
@@ -69,6 +70,10 @@ function row(cells, name = "td") {
   return element("tr", {}, ...cells.map((cell) => (cell instanceof HTMLTableCellElement ? cell : element(name, {}, cell))));
 }
 
+function left(text) {
+  return element("th", { class: "text" }, text);
+}
+
 function stages() {
   const body = element("tbody");
   for (const stage of report.stages) {
@@ -79,10 +84,12 @@ function stages() {
     const first = element("td", {}, dot, stage.stage);
     body.append(row([first, ...times, share, element("td", {}, spark(data.histograms[stage.stage], place))]));
   }
-  const head = element("thead", {}, row(["stage", "p50", "p90", "p99", "p99.9", "max", "share", "distribution"], "th"));
+  const head = element("thead", {}, row(["stage", "p50", "p90", "p99", "p99.9", "max", "share", left("distribution")], "th"));
   byId("stages").append(element("div", { class: "scroll" }, element("table", {}, head, body)));
-  const unseen = data.chain.filter((name) => !report.stages.some((stage) => stage.stage === name));
-  byId("stages").append(element("p", { class: "quiet" }, `First milestone or not seen here: ${unseen.join(", ")}.`));
+  const firsts = new Set(sample.map((span) => data.chain[span[2][0][0]]));
+  const unseen = data.chain.filter((name) => !firsts.has(name) && !report.stages.some((stage) => stage.stage === name));
+  const words = firsts.size ? `The clock of an interrupt starts at ${[...firsts].join(" or ")}. ` : "";
+  byId("stages").append(element("p", { class: "quiet" }, `${words}No tracepoint showed: ${unseen.join(", ")}.`));
 }
 
 // A sampled interrupt is [number, start in ns, [[stage, us], …] in the order of time, oddities].
@@ -128,14 +135,13 @@ function anomalies() {
   const shown = report.anomalies.slice(0, 200);
   for (const item of shown) {
     const at = `${((item.t_ns - origin) / 1e9).toFixed(6)} s`;
-    body.append(row([at, element("td", { class: "text" }, item.kind), element("td", { class: "text" }, item.detail)]));
+    body.append(row([at, element("td", { class: "kind" }, item.kind), element("td", { class: "text" }, item.detail)]));
   }
-  const head = element("thead", {}, row(["after the first interrupt", "kind", "what"], "th"));
+  const head = element("thead", {}, row(["after the first interrupt", left("kind"), left("what")], "th"));
   byId("anomalies").append(element("div", { class: "scroll" }, element("table", {}, head, body)));
 }
 
 // The timeline: time to the right, duration upwards on a log scale, one dot an interrupt.
-const sample = data.sample;
 const origin = sample.length ? sample[0][1] : 0;
 const view = { from: 0, to: 1, picked: null };
 const canvas = byId("timeline");

@@ -1,0 +1,276 @@
+"""Tracing the real KVM: the micro VM's own count against the spans, and what is left of a tracer however it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vfio_intx.abi import kvm
+from vfio_intx.abi.call import close_all
+from vfio_intx.chain.scheme import Scheme
+from vfio_intx.deadline import Deadline
+from vfio_intx.errors import KernelError, MissingError
+from vfio_intx.host.root import HostRoot
+from vfio_intx.microvm.bench import Ceiling
+from vfio_intx.names import Gsi
+from vfio_intx.observe.collect import Report, Tracer
+from vfio_intx.observe.events import Enable, Kind, Target, Tracepoint, plan
+from vfio_intx.observe.target import resolve, threads_of
+from vfio_intx.observe.tracing import CLOCK, Instance, find_tracefs, sweep
+
+pytestmark = pytest.mark.kvm
+
+ROOT = HostRoot()
+GLOBAL_FILES = ("tracing_on", "trace_clock", "current_tracer", "set_event", "trace_options", "buffer_size_kb")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tracefs() -> Path:
+    """Where it is; a machine without it, or without the rights, cannot run these."""
+    try:
+        return find_tracefs(ROOT)
+    except (KernelError, MissingError) as error:
+        pytest.skip(f"tracing: {error}; {error.hint}")
+
+
+@pytest.fixture(autouse=True)
+def unharmed(tracefs: Path) -> Iterator[None]:
+    """Whatever a test does: the global buffer's settings are as before, and no instance of ours is left."""
+    before = {name: (tracefs / name).read_text() for name in GLOBAL_FILES}
+    yield
+    sweep(ROOT)
+    assert {name: (tracefs / name).read_text() for name in GLOBAL_FILES} == before
+    assert ours(tracefs, os.getpid()) == []
+
+
+@pytest.fixture
+def ceiling() -> Iterator[Ceiling]:
+    """The micro VM whose irqfd fires itself, in this process."""
+    fd = kvm.open_kvm("/dev/kvm")
+    vm = Ceiling(fd)
+    yield vm
+    vm.close()
+    close_all(fd)
+
+
+def ours(tracefs: Path, pid: int) -> list[str]:
+    return [path.name for path in (tracefs / "instances").iterdir() if path.name.startswith(f"vfio-intx-{pid}-")]
+
+
+def settled(ceiling: Ceiling) -> int:
+    """The guest's own count, when it no longer moves."""
+    seen = [-1]
+
+    def still() -> bool:
+        seen.append(ceiling.total())
+        return seen[-1] == seen[-2]
+
+    assert Deadline.after("the count stands still", 10.0).poll(still, first_s=0.01)
+    return seen[-1]
+
+
+def traced(ceiling: Ceiling, count: int, *, poll: bool = True, size_kb: int | None = None) -> tuple[Report, int]:
+    """Trace *count* interrupts or some more; the report, and the guest's count of the same time."""
+    target, pid = resolve(ROOT, pid=os.getpid(), gsi=Gsi(ceiling.figures.gsi), bdf=None)
+    before = ceiling.total()
+    with Tracer(target, root=ROOT, pid=pid, size_kb=size_kb) as tracer:
+        ceiling.begin()
+        deadline = Deadline.after("the interrupts", 60.0)
+        while ceiling.progress() < count and not deadline.passed():
+            time.sleep(tracer.pause_s)
+            if poll:
+                tracer.poll()
+        ceiling.end()
+        after = settled(ceiling)
+        return tracer.finish(), after - before
+
+
+def test_every_interrupt_of_the_guest_is_a_span(ceiling: Ceiling) -> None:
+    report, counted = traced(ceiling, 20_000)
+    assert report.lost_events == 0
+    # A delivery repeated while the irqfd is taken away is no injection of its own, but the guest counts it.
+    assert report.summary.interrupts + report.anomaly_counts.get("repeated", 0) == counted
+    assert report.injected == report.summary.interrupts
+    evidence = report.summary.evidence()
+    assert evidence is not None
+    assert evidence.speaks_for is Scheme.IRQFD
+    assert report.summary.wakeups_per_interrupt == 0
+    assert not {"late", "torn", "damaged-page", "foreign"} & report.anomaly_counts.keys()
+    assert report.cost.events >= 5 * report.summary.interrupts
+    assert report.cost.cpu_s > 0
+
+
+def test_a_buffer_too_small_is_a_loss_that_is_told(ceiling: Ceiling) -> None:
+    report, counted = traced(ceiling, 20_000, poll=False, size_kb=64)
+    counts = report.anomaly_counts
+    assert report.lost_events > 0
+    assert counts["lost-events"] > 0
+    assert 0 < report.summary.interrupts < counted
+    assert report.injected == report.summary.interrupts + counts.get("torn", 0) + counts.get("unfinished", 0)
+
+
+def test_the_instance_is_private_and_runs_on_the_clock_that_was_chosen(tracefs: Path) -> None:
+    with Instance(ROOT, plan(Target(Gsi(20))), size_kb=128) as instance:
+        place = tracefs / "instances" / instance.name
+        assert f"[{CLOCK}]" in (place / "trace_clock").read_text()
+        instance.verify_clock()
+        assert (place / "tracing_on").read_text().strip() == "0"
+        instance.start()
+        assert (place / "events/kvm/kvm_set_irq/filter").read_text().strip() == "gsi == 20"
+        assert (place / "events/kvm/kvm_set_irq/enable").read_text().strip() == "1"
+        assert (tracefs / "events/kvm/kvm_set_irq/enable").read_text().strip() == "0"
+        instance.resize(256)
+        assert int((place / "buffer_size_kb").read_text()) >= 256
+        assert sum(cpu.entries for cpu in instance.statistics().values()) >= 0
+    assert not place.exists()
+
+
+def test_another_tool_with_the_global_buffer_is_not_disturbed(tracefs: Path, ceiling: Ceiling) -> None:
+    enable = tracefs / "events/kvm/kvm_msi_set_irq/enable"
+    enable.write_text("1")
+    try:
+        report, _ = traced(ceiling, 500)
+        assert report.summary.interrupts >= 500
+        assert enable.read_text().strip() == "1"
+    finally:
+        enable.write_text("0")
+
+
+def test_an_event_that_cannot_be_leaves_no_instance(tracefs: Path) -> None:
+    absent = Enable(Tracepoint(Kind.EOI, "kvm", "kvm_of_tomorrow", ()), None)
+    with pytest.raises(MissingError, match="no tracepoint kvm/kvm_of_tomorrow"), Instance(ROOT, [absent], size_kb=64):
+        pass
+    optional = Enable(Tracepoint(Kind.EOI, "kvm", "kvm_of_tomorrow", (), optional=True), None)
+    with Instance(ROOT, [optional], size_kb=64) as instance:
+        instance.start()
+        assert instance.without == ["kvm/kvm_of_tomorrow"]
+    nonsense = Enable(Tracepoint(Kind.EOI, "kvm", "kvm_eoi", ("vector",)), "vector === )")
+    with pytest.raises(KernelError, match="kvm_eoi/filter failed"), Instance(ROOT, [nonsense], size_kb=64):
+        pass
+    assert ours(tracefs, os.getpid()) == []
+
+
+TRACE = [sys.executable, "-m", "vfio_intx", "trace"]
+
+
+def start_tracer(tracefs: Path, pid: int, *words: str) -> subprocess.Popen[str]:
+    """``vfio-intx trace`` on a GSI of process *pid*, recording."""
+    tracer = subprocess.Popen(
+        [*TRACE, "--pid", str(pid), "--gsi", "20", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+    def recording() -> bool:
+        found = ours(tracefs, tracer.pid)
+        return bool(found) and (tracefs / "instances" / found[0] / "tracing_on").read_text().strip() == "1"
+
+    assert Deadline.after("the tracer records", 30.0).poll(recording)
+    return tracer
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that stands for a VM which does nothing."""
+    process = subprocess.Popen(["sleep", "600"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_after_sigkill_the_next_run_sweeps_and_spares_the_living(
+    tracefs: Path, sleeper: subprocess.Popen[bytes]
+) -> None:
+    killed = start_tracer(tracefs, sleeper.pid, "--seconds", "600")
+    alive = start_tracer(tracefs, sleeper.pid, "--seconds", "600")
+    killed.kill()
+    killed.communicate()
+    assert len(ours(tracefs, killed.pid)) == 1
+    with Instance(ROOT, [], size_kb=64):
+        assert ours(tracefs, killed.pid) == []
+        assert len(ours(tracefs, alive.pid)) == 1
+    alive.send_signal(signal.SIGTERM)
+    alive.communicate(timeout=30)
+    assert ours(tracefs, alive.pid) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_reports_and_cleans_up(
+    tracefs: Path, sleeper: subprocess.Popen[bytes], number: signal.Signals
+) -> None:
+    tracer = start_tracer(tracefs, sleeper.pid, "--seconds", "600", "--json")
+    tracer.send_signal(number)
+    out, err = tracer.communicate(timeout=30)
+    found = json.loads(out)
+    assert (found["schema"], found["ended"], found["interrupts"]) == ("vfio-intx/trace/1", "stopped", 0)
+    assert tracer.returncode == 1  # no interrupt was seen
+    assert err == ""
+    assert ours(tracefs, tracer.pid) == []
+
+
+def test_a_vm_that_dies_ends_the_run_with_what_was_seen(tracefs: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    tracer = start_tracer(tracefs, sleeper.pid, "--seconds", "600", "--json")
+    sleeper.kill()
+    sleeper.wait()
+    out, _ = tracer.communicate(timeout=30)
+    assert json.loads(out)["ended"] == "vm-gone"
+    assert tracer.returncode == 1
+
+
+def test_a_full_disk_ends_the_run_with_one_message(tracefs: Path, ceiling: Ceiling, tmp_path: Path) -> None:
+    spans = tmp_path / "spans"
+    words = [
+        *TRACE,
+        "--pid",
+        str(os.getpid()),
+        "--gsi",
+        str(ceiling.figures.gsi),
+        "--seconds",
+        "60",
+        "--spans",
+        str(spans),
+    ]
+    tracer = subprocess.Popen(
+        ["prlimit", "--fsize=8192", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert Deadline.after("the tracer records", 30.0).poll(lambda: bool(ours(tracefs, tracer.pid)))
+    ceiling.run(20.0, count=5000)
+    _, err = tracer.communicate(timeout=60)
+    assert tracer.returncode == 1
+    assert "EFBIG" in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+    assert ours(tracefs, tracer.pid) == []
+
+
+def without_tracefs(script: str) -> subprocess.CompletedProcess[str]:
+    """Run the tracer in a mount namespace of its own, prepared by *script*."""
+    command = ["unshare", "-m", "sh", "-c", f'{script} && exec "$@"', "sh", *TRACE, "--pid", "1", "--gsi", "20"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_no_tracefs_is_one_clear_message() -> None:
+    done = without_tracefs("mount -t tmpfs none /sys/kernel/tracing && mount -t tmpfs none /sys/kernel/debug")
+    assert done.returncode == 1
+    assert "tracefs is not mounted" in done.stderr
+    assert "mount -t tracefs" in done.stderr
+
+
+def test_without_root_it_says_what_is_needed() -> None:
+    command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *TRACE, "--pid", "1", "--gsi", "20"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "tracing needs root" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_every_thread_is_a_thread_of_the_vm() -> None:
+    assert os.getpid() in threads_of(ROOT, os.getpid())
+    with pytest.raises(MissingError, match="no process"):
+        threads_of(ROOT, 4_194_304)
