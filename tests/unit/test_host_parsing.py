@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given
@@ -10,8 +11,10 @@ from hypothesis import strategies as st
 
 from tests.fakes.tree import FakeFunction, FakeTree
 from vfio_intx.abi.pciconf import ConfigSpace
+from vfio_intx.host.hwdb import hardware_name
 from vfio_intx.host.irq import Spurious, parse_interrupts, read_actions, read_counts, read_spurious
-from vfio_intx.names import HostIrq, Pin
+from vfio_intx.host.pci import PciIds
+from vfio_intx.names import Bdf, HostIrq, Pin
 
 TWO_CPUS = """           CPU0       CPU1
   0:         44          0   IO-APIC   2-edge      timer
@@ -106,3 +109,38 @@ def test_no_configuration_space_makes_the_decoder_fail_or_loop(raw: bytes) -> No
     config = ConfigSpace(raw)
     assert len(config.capabilities()) <= 48
     assert config.msi_enabled in (True, False)
+
+
+PCI_IDS = """# a comment
+8085  Other
+\t100e  Wrong
+8086  Intel Corporation
+\t100d  Nearly
+\t100e  82540EM Gigabit Ethernet Controller
+\t\t1af4 1100  QEMU Virtual Machine
+8087  Next
+\t100f  Another
+"""
+
+
+def test_what_a_card_is_called(tmp_path: Path) -> None:
+    tree = FakeTree(tmp_path)
+    bdf, ids = Bdf.parse("0000:00:10.0"), PciIds(0x8086, 0x100E, 0, 0, 0)
+    assert hardware_name(tree.root, bdf, ids).error == "no hardware database knows it"
+    tree.write("usr/share/misc/pci.ids", PCI_IDS)
+    assert hardware_name(tree.root, bdf, ids).value == "Intel Corporation 82540EM Gigabit Ethernet Controller"
+    assert hardware_name(tree.root, bdf, PciIds(0x8086, 0x100F, 0, 0, 0)).value == "Intel Corporation"
+    assert not hardware_name(tree.root, bdf, PciIds(0x1234, 0x100F, 0, 0, 0)).is_known
+    tree.write(
+        "run/udev/data/+pci:0000:00:10.0", "I:1\nE:ID_VENDOR_FROM_DATABASE=In\x1btel\nE:ID_MODEL_FROM_DATABASE=X\nE\n"
+    )
+    assert hardware_name(tree.root, bdf, ids).value == "In\\x1btel X"
+
+
+@given(st.text(max_size=300))
+def test_no_database_makes_the_look_up_fail(text: str) -> None:
+    with TemporaryDirectory() as folder:
+        tree = FakeTree(Path(folder))
+        tree.write("usr/share/misc/pci.ids", text.encode("utf-8", "surrogatepass"))
+        tree.write("run/udev/data/+pci:0000:00:10.0", text.encode("utf-8", "surrogatepass"))
+        hardware_name(tree.root, Bdf.parse("0000:00:10.0"), PciIds(0x8086, 0x100E, 0, 0, 0))

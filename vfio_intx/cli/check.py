@@ -10,6 +10,7 @@ from vfio_intx.cli.scan import finding_payload, host_snapshot, unknown_facts
 from vfio_intx.diagnose.prediction import Prediction, predict
 from vfio_intx.diagnose.subject import VmFacts
 from vfio_intx.errors import MissingError, UsageError, VfioIntxError
+from vfio_intx.host.hwdb import hardware_name
 from vfio_intx.host.root import HostRoot
 from vfio_intx.names import Bdf, escape
 
@@ -40,16 +41,19 @@ def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
         bdf = Bdf.parse(arguments.bdf)
         changes = _write_test(arguments, bdf, root)
         snapshot = host_snapshot(arguments.snapshot, root)
-        prediction = predict(snapshot.function(bdf), snapshot, _vm(arguments, changes))
+        function = snapshot.function(bdf)
+        prediction = predict(function, snapshot, _vm(arguments, changes))
+        ids = function.ids.value
+        name = hardware_name(root or HostRoot(), bdf, ids).value if ids and arguments.snapshot is None else None
     except VfioIntxError as error:
         error.exit_status = USAGE_STATUS
         raise
     if arguments.json:
         from vfio_intx.cli.output import print_json
 
-        print_json("check/1", _payload(prediction))
+        print_json("check/1", {"name": name} | _payload(prediction))
     else:
-        print(_text(prediction))
+        print(_text(prediction, name))
     return int(prediction.severity)
 
 
@@ -96,11 +100,12 @@ def _payload(prediction: Prediction) -> dict[str, object]:
     }
 
 
-def _text(prediction: Prediction) -> str:
+def _text(prediction: Prediction, name: str | None) -> str:
     subject = prediction.subject
     count = subject.line.count if subject.line else 0
     data = f"interrupts={count}c sharers={len(subject.handlers)} findings={len(prediction.findings)}"
     lines = [f"{prediction.severity.name}: {subject.name}: {prediction.outlook[0]} | {data}"]
+    lines += [f"  card: {name}"] if name else []
     if prediction.scheme is not None:
         lines.append(f"  scheme: {prediction.scheme[0].value}, if QEMU is stock: {prediction.scheme[1]}")
     for finding in prediction.findings:
