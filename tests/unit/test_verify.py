@@ -70,7 +70,7 @@ def test_the_counters(
     scheme: Scheme | None,
 ) -> None:
     seen = Window(1.0, host, qemu)
-    found = counters_evidence(seen, irqchip, GSI, host_others=host_others, guest_others=guest_others)
+    found = counters_evidence(seen, irqchip, (GSI,), host_others=host_others, guest_others=guest_others)
     assert found.kind is Kind.COUNTERS
     assert found.speaks_for is scheme
 
@@ -79,7 +79,7 @@ def test_configuration_and_counters_that_disagree_prove_nothing() -> None:
     seen = Window(1.0, 5, 5)
     items = [
         configuration_evidence(False, KERNEL),
-        counters_evidence(seen, KERNEL, GSI, host_others=(), guest_others=()),
+        counters_evidence(seen, KERNEL, (GSI,), host_others=(), guest_others=()),
     ]
     verdict = weigh(items)
     assert not verdict.proven
@@ -103,8 +103,20 @@ def sample(irq: int | None, count: int, qemu: int, at: float) -> Sample:
     ids=["same line", "came", "went", "moved", "a CPU went offline"],
 )
 def test_a_window_counts_only_on_one_and_the_same_line(first: Sample, last: Sample, host: int) -> None:
-    assert window(first, last, GSI) == Window(2.5, host, 2)
-    assert window(first, last, None).qemu is None
+    assert window(first, last, (GSI,)) == Window(2.5, host, 2)
+    assert window(first, last, ()).qemu is None
+
+
+@pytest.mark.parametrize(
+    ("raised", "scheme"),
+    [({10: 0, 11: 0}, Scheme.IRQFD), ({10: 9, 11: 0}, None), ({10: 0, 11: 9}, None), ({10: 9, 11: 9}, None)],
+)
+def test_of_several_gsis_only_silence_on_all_of_them_tells(raised: dict[int, int], scheme: Scheme | None) -> None:
+    # Two lines of a "pc" guest, one on 10 and one on 11: a count on the wrong one proved what was not so.
+    gsis = (Gsi(10), Gsi(11))
+    last = Sample(HostLine(HostIrq(20), 5, ()), IrqCounts({"kvm-ioapic": raised}), 2.0)
+    seen = window(sample(20, 0, 0, 1.0), last, gsis)
+    assert counters_evidence(seen, KERNEL, gsis, host_others=(), guest_others=()).speaks_for is scheme
 
 
 @given(st.integers(0, 50), st.none() | st.integers(0, 50), st.sampled_from(IrqchipKind), st.booleans(), st.booleans())
@@ -112,7 +124,7 @@ def test_silence_never_proves_anything(
     host: int, qemu: int | None, irqchip: IrqchipKind, shared: bool, flag: bool
 ) -> None:
     others = ("x",) if shared else ()
-    counters = counters_evidence(Window(1, host, qemu), irqchip, GSI, host_others=others, guest_others=())
+    counters = counters_evidence(Window(1, host, qemu), irqchip, (GSI,), host_others=others, guest_others=())
     verdict = weigh([configuration_evidence(flag, irqchip), counters])
     if host == 0 or qemu is None:
         assert not verdict.proven

@@ -141,7 +141,7 @@ def _occupied(monitor: Monitor, bus: Bus) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class GuestView:
-    """A device as the guest has it now. ``shares_line_with`` are other functions with the same Interrupt Line."""
+    """A device as the guest has it now. ``shares_line_with`` are other functions that may be on the same GSI."""
 
     device: replies.PciDevice
     bridges: tuple[replies.PciDevice, ...]
@@ -153,37 +153,47 @@ class GuestView:
         return all(region.is_programmed for region in self.device.regions if region.bar != 6)
 
 
-def view_device(monitor: Monitor, device_id: str) -> GuestView | None:
+def view_device(monitor: Monitor, device_id: str, machine: str) -> GuestView | None:
     """The device of that id in ``query-pci``, None where the guest has none. :raise PeerError: as ``execute`` does."""
     tree = ask(monitor, "query-pci", replies.PciTree)
     everything = list(replies.functions(tree))
     for device, bridges in everything:
         if device.qdev_id == device_id:
-            line = device.irq
-            others = (other for other, _ in everything if other is not device and other.irq_pin and other.irq == line)
+            mine = candidate_gsis(machine, device, bridges)[:1]
+            others = [
+                other
+                for other, above in everything
+                if other is not device and mine and candidate_gsis(machine, other, above)[:1] == mine
+            ]
             return GuestView(device, bridges, tuple(f"{one.address} {one.qdev_id}".strip() for one in others))
     return None
 
 
-def candidate_gsis(machine: str, view: GuestView) -> tuple[int, ...]:
-    """The GSIs that a guest device's INTx can be on, the likelier first; empty where nothing is known of the board.
+#: What the PIRQ links of both boards can be routed to (build_link_dev() in hw/i386/acpi-build.c).
+_ISA_GSIS = (5, 10, 11)
+#: The function of ``pc`` whose interrupt is not routed by a link: the PIIX4's SCI.
+_PIIX_SLOT = 1
 
-    On ``q35`` with the IOAPIC in use the pin's PIRQ, A to H, is GSI 16 to 23 (``ich9_lpc_map_irq`` in
-    hw/isa/lpc_ich9.c); each bridge on the way turns the pins by its slot (``pci_swizzle`` in include/hw/pci/pci.h). On
-    ``pc`` the PIRQ is routed to an ISA IRQ, which the firmware writes into the Interrupt Line register, as it does on
-    ``q35`` for a guest without IOAPIC.
+
+def candidate_gsis(machine: str, device: replies.PciDevice, bridges: tuple[replies.PciDevice, ...]) -> tuple[int, ...]:
+    """The GSIs that a guest device's INTx can be on; empty for one without a pin, or where the board is not known.
+
+    On ``q35`` with the IOAPIC in use the pin's PIRQ, A to H, is GSI 16 to 23, the first one given (``ich9_lpc_map_irq``
+    in hw/isa/lpc_ich9.c); each bridge on the way turns the pins by its slot (``pci_swizzle`` in include/hw/pci/pci.h).
+    On ``pc``, and on ``q35`` without the IOAPIC, four links lead to ISA interrupts, and the guest may lead them
+    elsewhere at any time, as Linux does to spread its load. Nothing outside shows where to: the Interrupt Line register
+    is only what firmware once wrote, and of a hot-plugged function not even that.
     """
-    pin = view.device.irq_pin - 1
-    if pin < 0:
+    pin = device.irq_pin - 1
+    if pin < 0 or not ("q35" in machine or "i440fx" in machine or machine.startswith("pc")):
         return ()
-    line = (view.device.irq,) if view.device.irq and view.device.irq < 16 else ()
     if "q35" not in machine:
-        return line if "i440fx" in machine or machine.startswith("pc") else ()
-    slot = view.device.slot
-    for bridge in reversed(view.bridges):
+        return () if device.slot == _PIIX_SLOT and not bridges else _ISA_GSIS
+    slot = device.slot
+    for bridge in reversed(bridges):
         pin = (pin + slot) % 4
         slot = bridge.slot
     # ich9_cc_init() and ich9_cc_update(): slots below 25 go to PIRQ E-H by (slot + pin) % 4, slot 30 (the DMI bridge)
     # by the pin alone, and 25-31 by registers whose reset value is A-D.
     pirq = (slot + pin) % 4 + 4 if slot < 25 else pin + 4 if slot == 30 else pin
-    return (16 + pirq, *line)
+    return (16 + pirq, *_ISA_GSIS)

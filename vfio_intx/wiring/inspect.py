@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vfio_intx.chain.evidence import Evidence, weigh
 from vfio_intx.errors import PeerRefused
-from vfio_intx.names import Bdf
+from vfio_intx.names import Bdf, Gsi
 from vfio_intx.qemu.features import NO_KVM_INTX, read_controllers, read_irqchip_kind
 from vfio_intx.qemu.guestpci import GuestView, PassedThrough, candidate_gsis, qom_flag, qom_text, view_device
 from vfio_intx.qemu.irqchip import Controllers, IrqchipKind
@@ -17,7 +17,7 @@ from vfio_intx.wiring.verify import (
     Sample,
     configuration_evidence,
     counters_evidence,
-    find_gsi,
+    listening_gsis,
     window,
 )
 
@@ -46,23 +46,28 @@ class GuestSide:
     controllers: Controllers
 
     @property
+    def gsis(self) -> tuple[Gsi, ...]:
+        """Those that its line may be on, by what the guest listens to now."""
+        return listening_gsis(self.candidates, self.controllers)
+
+    @property
     def uptake(self) -> Uptake:
         """How far the guest has got."""
         if self.view is None:
             return Uptake.ABSENT
         if not self.view.is_programmed:
             return Uptake.SEEN
-        return Uptake.PROGRAMMED if find_gsi(self.candidates, self.controllers) is None else Uptake.LISTENING
+        return Uptake.PROGRAMMED if not self.gsis else Uptake.LISTENING
 
 
 def read_guest_side(monitor: Monitor, board: Board, device_id: str | None) -> GuestSide:
     """Ask for one device. Without an id it cannot be told apart in ``query-pci``, so it is absent then."""
-    view = None if device_id is None else view_device(monitor, device_id)
+    view = None if device_id is None else view_device(monitor, device_id, board.machine)
     try:
         controllers = read_controllers(monitor)
     except PeerRefused:
         controllers = _NO_CONTROLLERS
-    return GuestSide(view, candidate_gsis(board.machine, view) if view else (), controllers)
+    return GuestSide(view, candidate_gsis(board.machine, view.device, view.bridges) if view else (), controllers)
 
 
 def report(
@@ -81,15 +86,15 @@ def report(
     """
     side = read_guest_side(monitor, board, device.id)
     flag = qom_flag(monitor, device.path, NO_KVM_INTX)
-    gsi = find_gsi(side.candidates, side.controllers)
     first, last = samples
-    seen = window(first, last, gsi)
+    seen = window(first, last, side.gsis)
+    gsi = side.gsis[0] if len(side.gsis) == 1 else None
     evidence = [
         configuration_evidence(flag, board.irqchip),
         counters_evidence(
             seen,
             board.irqchip,
-            gsi,
+            side.gsis,
             host_others=last.host.others if last.host else (),
             guest_others=side.view.shares_line_with if side.view else (),
         ),
@@ -118,5 +123,7 @@ def _notes(*, root_line: bool, side: GuestSide, device: PassedThrough) -> Iterab
         yield "the device has no id, so its place in the guest is unknown"
     elif side.uptake is Uptake.ABSENT:
         yield "the guest's PCI tree does not show it"
+    elif len(side.gsis) > 1:
+        yield f"its GSI is one of {', '.join(map(str, side.gsis))}: the guest routes it, and QEMU does not tell"
     elif side.uptake is not Uptake.LISTENING:
         yield "no driver in the guest listens to its interrupt yet"

@@ -197,9 +197,9 @@ def _watch(request: Request, monitor: Monitor, root: HostRoot) -> tuple[IntxStat
 def _evidence(state: IntxState, seen: Window, line: HostLine | None) -> tuple[Evidence, ...]:
     live = state.live_scheme
     said = Evidence(Kind.CONFIGURATION, f"QEMU says {'nothing' if live is None else live.value}", live)
-    gsi = None if state.gsi is None else Gsi(state.gsi)
+    gsis = () if state.gsi is None else (Gsi(state.gsi),)
     counted = counters_evidence(
-        seen, state.irqchip_kind, gsi, host_others=line.others if line is not None else (), guest_others=()
+        seen, state.irqchip_kind, gsis, host_others=line.others if line is not None else (), guest_others=()
     )
     if counted.speaks_for is Scheme.TRAP:
         mmaps = "on" if state.mmaps else "off"

@@ -60,7 +60,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """How many interrupts each witness saw between two samples; ``qemu`` is None where the GSI is unknown."""
+    """How many interrupts each witness saw between two samples; ``qemu`` is None where the GSI's count is not known."""
 
     seconds: float
     host: int
@@ -94,11 +94,15 @@ def close_sample(monitor: Monitor, root: HostRoot, bdf: Bdf) -> Sample:
     return Sample(host, read_counts(monitor), at)
 
 
-def window(first: Sample, last: Sample, gsi: Gsi | None) -> Window:
-    """What happened between two samples; a host line that came or went within it counts as silent."""
+def window(first: Sample, last: Sample, gsis: tuple[Gsi, ...]) -> Window:
+    """What happened between two samples; a host line that came or went within it counts as silent.
+
+    :param gsis: those that the line may be on. With several, QEMU's count is known only if it raised none of them.
+    """
     same = first.host is not None and last.host is not None and first.host.irq == last.host.irq
     host = last.host.count - first.host.count if same and first.host and last.host else 0
-    qemu = None if gsi is None else last.counts.of(gsi) - first.counts.of(gsi)
+    raised = [last.counts.of(gsi) - first.counts.of(gsi) for gsi in gsis]
+    qemu = raised[0] if len(raised) == 1 else 0 if raised and not any(raised) else None
     return Window(last.at - first.at, max(0, host), qemu)
 
 
@@ -119,19 +123,29 @@ def configuration_evidence(no_kvm_intx: bool | None, irqchip: IrqchipKind) -> Ev
 
 
 def counters_evidence(
-    seen: Window, irqchip: IrqchipKind, gsi: Gsi | None, *, host_others: tuple[str, ...], guest_others: tuple[str, ...]
+    seen: Window,
+    irqchip: IrqchipKind,
+    gsis: tuple[Gsi, ...],
+    *,
+    host_others: tuple[str, ...],
+    guest_others: tuple[str, ...],
 ) -> Evidence:
     """What the counters of a window say.
 
+    :param gsis: those that the line may be on.
     :param host_others: other handlers on the host's line: its count is then not this device's alone.
     :param guest_others: other functions on the guest's line: QEMU's count may then be theirs.
     """
     span = f"within {seen.seconds:.1f} s"
     if seen.host == 0:
         return Evidence(Kind.COUNTERS, f"the host counted no interrupt {span}", None)
-    if seen.qemu is None:
+    where = " or ".join(str(gsi) for gsi in gsis)
+    if not gsis:
         return Evidence(Kind.COUNTERS, f"the host counted {seen.host} {span}, but the guest's GSI is unknown", None)
-    text = f"the host counted {seen.host} {span}, QEMU itself raised {seen.qemu} on GSI {gsi}"
+    if seen.qemu is None:
+        text = f"the host counted {seen.host} {span}; of GSI {where}, one of them the line's, QEMU raised some"
+        return Evidence(Kind.COUNTERS, text, None)
+    text = f"the host counted {seen.host} {span}, QEMU itself raised {seen.qemu} on GSI {where}"
     if seen.qemu == 0 and host_others:
         return Evidence(Kind.COUNTERS, f"{text}; the host's line is shared with {', '.join(host_others)}", None)
     if seen.qemu == 0 and irqchip is not IrqchipKind.USERSPACE:
@@ -143,9 +157,9 @@ def counters_evidence(
     return Evidence(Kind.COUNTERS, f"{text}, which fits no scheme", None)
 
 
-def find_gsi(candidates: Iterable[int], controllers: Controllers) -> Gsi | None:
-    """The first of some candidates that the guest listens to as a level interrupt; None where there is none yet."""
-    return next((Gsi(gsi) for gsi in candidates if controllers.listens(gsi)), None)
+def listening_gsis(candidates: Iterable[int], controllers: Controllers) -> tuple[Gsi, ...]:
+    """Those of some candidates that the guest listens to as level interrupts, in their order."""
+    return tuple(Gsi(gsi) for gsi in candidates if controllers.listens(gsi))
 
 
 def watch(monitor: Monitor, root: HostRoot, bdf: Bdf, first: Sample, deadline: Deadline) -> Sample:
