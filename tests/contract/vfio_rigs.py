@@ -15,6 +15,7 @@ from vfio_intx.deadline import Deadline
 from vfio_intx.host.irq import read_interrupts, vfio_action
 from vfio_intx.host.root import HostRoot
 from vfio_intx.microvm.cards import Card, CardAsserter, card_for
+from vfio_intx.names import Bdf
 from vfio_intx.wiring.device_files import open_device
 
 _E1000 = (0x8086, 0x100E)
@@ -112,12 +113,18 @@ def fake_rig() -> Iterator[Rig]:
 @contextmanager
 def real_rig() -> Iterator[Rig]:
     """The lab's second NIC, with vfio-pci for as long as this is open, and back with its driver afterwards."""
-    device = Path(f"/sys/bus/pci/devices/{TWIN.bdf}")
+    with given_away(TWIN.bdf), open_device(HostRoot(), TWIN.bdf) as opened:
+        opened.enable_memory()
+        yield RealRig(opened.device)
+
+
+@contextmanager
+def given_away(bdf: Bdf) -> Iterator[None]:
+    """A function of L1 with vfio-pci, and back with its driver afterwards."""
+    device = Path(f"/sys/bus/pci/devices/{bdf}")
     _move(device, "vfio-pci")
     try:
-        with open_device(HostRoot(), TWIN.bdf) as opened:
-            opened.enable_memory()
-            yield RealRig(opened.device)
+        yield
     finally:
         _move(device, "")
 

@@ -107,7 +107,7 @@ def _attach(context: Context, guest: Guest, card: Bdf) -> str:
     told = _state(guest).eventfds
     if told is not Eventfds.GIVEN:
         raise VerifyError(f"attached directly, but QEMU uses eventfds of {told.value!r}")
-    return told.value
+    return str(told.value)
 
 
 def _state(guest: Guest) -> IntxState:
