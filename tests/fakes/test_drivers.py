@@ -11,10 +11,20 @@ import pytest
 from tests.fakes.kernel import Fail, FakeKernel, nic_host
 from tests.fakes.tree import FakeFunction
 from vfio_intx.cli.main import main
-from vfio_intx.errors import BusyError, KernelError, MissingError, RefusedError, UsageError, VerifyError
+from vfio_intx.deadline import Deadline
+from vfio_intx.errors import (
+    BusyError,
+    KernelError,
+    MissingError,
+    RefusedError,
+    UsageError,
+    VerifyError,
+    WorldError,
+)
 from vfio_intx.names import Bdf
 from vfio_intx.wiring.apply import StuckWrite
 from vfio_intx.wiring.drivers import bind, restore, unbind
+from vfio_intx.wiring.steps import Write
 
 BDF = Bdf.parse("0000:00:10.0")
 NIC = str(BDF)
@@ -278,3 +288,32 @@ def test_the_state_directory_must_be_ours_alone(kernel: FakeKernel, tmp_path: Pa
         with pytest.raises(RefusedError, match="uid 12345"):
             bind(kernel, real, [BDF])
     assert kernel.state(NIC) == ("e1000", "")
+
+
+class Interrupted(FakeKernel):
+    """A kernel whose user presses Ctrl-C when a certain write has been made."""
+
+    after = ""
+
+    def write(self, write: Write, deadline: Deadline) -> None:
+        super().write(write, deadline)
+        if write.path.endswith(self.after):
+            self.after = "never again"
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("after", ["driver_override", "e1000/unbind", "drivers_probe"])
+def test_ctrl_c_at_any_write_leaves_the_machine_as_it_was(kernel: FakeKernel, state: Path, after: str) -> None:
+    interrupted = Interrupted(kernel.tree, kernel.matches)
+    interrupted.after = after
+    with pytest.raises(KeyboardInterrupt):
+        bind(interrupted, state, [BDF])
+    assert kernel.state(NIC) == ("e1000", "")
+    assert records(state) == []
+
+
+def test_an_override_that_is_no_driver_s_name_is_refused_and_not_lost(tmp_path: Path, state: Path) -> None:
+    kernel = nic_host(tmp_path / "host", override="not a driver")
+    with pytest.raises(WorldError, match="driver_override cannot be read"):
+        bind(kernel, state, [BDF])
+    assert kernel.state(NIC) == ("e1000", "not a driver")

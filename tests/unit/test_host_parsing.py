@@ -62,6 +62,20 @@ def test_no_text_makes_the_parser_fail(text: str) -> None:
     parse_interrupts(text)
 
 
+def test_no_byte_of_an_interface_s_name_moves_the_cursor(tmp_path: Path) -> None:
+    tree = FakeTree(tmp_path)
+    tree.interrupts({21: (7, "IO-APIC  21-fasteoi", "eth\x1b[2J0")})
+    assert parse_interrupts((tmp_path / "proc/interrupts").read_text())[HostIrq(21)].actions == ("eth\\x1b[2J0",)
+    assert read_actions(tree.root, HostIrq(21)).value == ("eth\\x1b[2J0",)
+
+
+def test_a_machine_with_a_column_for_each_of_512_cpus(tmp_path: Path) -> None:
+    tree = FakeTree(tmp_path)
+    tree.interrupts({irq: (irq, f"IO-APIC  {irq}-fasteoi", "x") for irq in range(16, 1040)}, cpus=512)
+    assert (tmp_path / "proc/interrupts").stat().st_size > 1 << 22
+    assert read_counts(tree.root, [HostIrq(1039)]) == {HostIrq(1039): 1039}
+
+
 def test_spurious_counts(tmp_path: Path) -> None:
     tree = FakeTree(tmp_path)
     tree.write("proc/irq/16/spurious", "count 99999\nunhandled 42\nlast_unhandled 4294668516 ms\n")

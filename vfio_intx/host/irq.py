@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 from vfio_intx.chain.fact import Fact
 from vfio_intx.host.root import HostRoot, read_text
-from vfio_intx.names import HostIrq
+from vfio_intx.names import HostIrq, escape
 
 #: CONFIG_NR_CPUS goes up to 8192 on x86; more columns than that are not CPUs.
 _MOST_CPUS = 8192
+_LONGEST_NAME = 200
 _ROW = re.compile(r"\s*([0-9]{1,7}):\s+(.*)", re.ASCII)
 _TRIGGER = re.compile(r"(?:^|[-\s])(level|edge|fasteoi|Level|Edge)(?:\s|$)", re.ASCII)
 _SPURIOUS = re.compile(r"count (\d{1,12})\s+unhandled (\d{1,12})\s+last_unhandled (\d{1,20}) ms\s*", re.ASCII)
@@ -80,7 +81,12 @@ def _split_rest(rest: str) -> tuple[str, tuple[str, ...]]:
         head, tail = rest[: trigger.end()], rest[trigger.end() :]
     else:
         head, _, tail = rest.rpartition("  ") if "  " in rest else (rest, "", "")
-    return " ".join(head.split()), tuple(name.strip() for name in tail.split(", ") if name.strip())
+    return escape(" ".join(head.split())), _names(tail.split(", "))
+
+
+def _names(words: Iterable[str]) -> tuple[str, ...]:
+    # A handler may bear the name of a network interface, which may hold any byte but blanks and slashes.
+    return tuple(escape(word.strip()[:_LONGEST_NAME]) for word in words if word.strip() not in ("", "(null)"))
 
 
 def read_interrupts(root: HostRoot) -> Fact[Mapping[HostIrq, IrqLine]]:
@@ -91,7 +97,7 @@ def read_interrupts(root: HostRoot) -> Fact[Mapping[HostIrq, IrqLine]]:
 def read_actions(root: HostRoot, irq: HostIrq) -> Fact[tuple[str, ...]]:
     """The names of the handlers on a line, none if nobody has requested it; from ``/sys/kernel/irq/N/actions``."""
     text = read_text(root.at("sys/kernel/irq", str(irq), "actions"), root=root)
-    return text.map(lambda names: tuple(name for name in names.split(",") if name and name != "(null)"))
+    return text.map(lambda names: _names(names.split(",")))
 
 
 def read_spurious(root: HostRoot, irq: HostIrq) -> Fact[Spurious]:

@@ -15,7 +15,7 @@ from vfio_intx.abi.pciconf import PCI_STD_HEADER_SIZEOF, ConfigSpace
 from vfio_intx.chain.fact import Fact
 from vfio_intx.errors import UsageError
 from vfio_intx.host.root import HostRoot, link_at, list_names, read_at
-from vfio_intx.names import Bdf, HostIrq, IommuGroup, Pin, parse_driver
+from vfio_intx.names import Bdf, HostIrq, IommuGroup, Pin, escape, parse_driver
 
 #: The group of a function that is in none.
 NO_GROUP = IommuGroup(-1)
@@ -142,8 +142,12 @@ def _driver(uevent: Fact[str]) -> Fact[str]:
 
 
 def _override(fact: Fact[bytes]) -> Fact[str]:
-    # driver_override_show() prints a NULL pointer as "(null)".
-    return _text(fact).map(lambda text: "" if text == "(null)" else text)
+    # driver_override_show() prints a NULL pointer as "(null)"; what was written there may be anything.
+    text = _text(fact).map(lambda word: "" if word == "(null)" else word)
+    try:
+        return text.map(lambda word: parse_driver(word) if word else "")
+    except UsageError as error:
+        return Fact.unknown(text.source, str(error))
 
 
 def _config(directory: int, where: str, power: Fact[str]) -> Fact[ConfigSpace]:
@@ -169,7 +173,9 @@ def _entries(path: str, name: str, where: str, files: frozenset[str]) -> Fact[tu
     if name not in files:
         return Fact.known((), f"{where}/{name}")
     try:
-        return Fact.known(tuple(sorted(entry.name for entry in os.scandir(f"{path}/{name}"))), f"{where}/{name}")
+        return Fact.known(
+            tuple(sorted(escape(entry.name) for entry in os.scandir(f"{path}/{name}"))), f"{where}/{name}"
+        )
     except OSError as error:
         return Fact.unknown(f"{where}/{name}", error.strerror or str(error))
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from vfio_intx.chain.fact import Fact
 from vfio_intx.names import Bdf, IommuGroup
 
-#: No file of sysfs or procfs that we read as text is longer; a longer one is not what it says it is.
-LONGEST_FILE = 1 << 22
+#: No file of sysfs or procfs that we read as text is longer (the longest is /proc/interrupts, a column for each CPU); a
+#: longer one is not what it says it is.
+LONGEST_FILE = 1 << 26
 _PIECE = 1 << 16
 
 
@@ -67,10 +68,10 @@ def _read_all(path: Path) -> bytes:
     # In small pieces: /proc/sys answers ENOMEM to a read with a buffer of some MiB (proc_sys_call_handler).
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        raw = b""
+        raw = bytearray()
         while len(raw) <= LONGEST_FILE and (piece := os.read(fd, _PIECE)):
             raw += piece
-        return raw
+        return bytes(raw)
     finally:
         os.close(fd)
 
