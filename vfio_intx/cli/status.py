@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_trace_argument(parser)
     add_timeout_argument(parser)
+    parser.add_argument("--watch", action="store_true", help="stay, and show the lines' states every --interval")
     parser.add_argument("--json", action="store_true", help="print vfio-intx/status/1 for programs")
 
 
@@ -39,18 +40,26 @@ def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
     """Print what runs; 0 also where some VM could not be asked, which the output says."""
     from vfio_intx.cli.output import print_json
     from vfio_intx.observe.status import gather, gather_one
+    from vfio_intx.observe.watch import Watcher
 
     root = root or HostRoot()
     witness, interval_s = witness_of(arguments, root), arguments.interval
+    watcher = Watcher(root)
+    watcher.tick()
     vms: tuple[VmStatus, ...]
     if names_vm(arguments):
         vms = (gather_one(root, lambda: open_monitor(arguments, root), interval_s=interval_s, witness=witness),)
     else:
         vms = gather(root, interval_s=interval_s, budget_s=arguments.timeout, witness=witness)
+    if arguments.watch:
+        from vfio_intx.cli.watch import watch
+
+        return watch(watcher, vms, interval_s=interval_s, as_json=arguments.json)
+    states = watcher.tick()
     if arguments.json:
-        print_json("status/1", {"vms": [vm.as_json() for vm in vms]})
+        print_json("status/1", {"vms": [vm.as_json() for vm in vms], "states": [row.as_json() for row in states]})
     else:
-        print("\n".join(_in_words(vms)))
+        print("\n".join([*_in_words(vms), *(f"{row.bdf}: {row.state}: {row.state.why}" for row in states)]))
     return 0
 
 

@@ -35,6 +35,7 @@ class _Head(msgspec.Struct, forbid_unknown_fields=True):
     threads: list[int] = []
     irq: int | None = None
     action: str | None = None
+    by_message: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,7 @@ class Recorder:
             threads=list(target.threads),
             irq=target.irq,
             action=target.action,
+            by_message=target.by_message,
         )
         (folder / "recording.json").write_bytes(msgspec.json.encode(head) + b"\n")
 
@@ -102,7 +104,7 @@ def load(folder: Path) -> Recording:
         raise VerifyError(f"{folder} does not read as a recording: {error}") from error
     events.sort(key=itemgetter(0))
     irq = None if head.irq is None else HostIrq(head.irq)
-    target = Target(None if head.gsi is None else Gsi(head.gsi), tuple(head.threads), irq, head.action)
+    target = Target(None if head.gsi is None else Gsi(head.gsi), tuple(head.threads), irq, head.action, head.by_message)
     return Recording(head.kernel, target, tuple(events), damaged)
 
 

@@ -1,0 +1,157 @@
+"""``vfio-intx status --watch``: the lines of this host, redrawn calmly, with keys to sort and to open a line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import sys
+import termios
+import time
+import tty
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from vfio_intx.cli.output import console
+from vfio_intx.names import Bdf, escape
+from vfio_intx.observe.watch import Row, Watcher
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from vfio_intx.observe.status import VmStatus
+    from vfio_intx.wiring.line import LineReport
+
+    Known = Mapping[Bdf, tuple[VmStatus, LineReport]]
+
+_WORST = ["idle", "healthy", "unknown", "waiting", "masked", "storming", "polling", "stuck"]
+_SORTS: tuple[tuple[str, Callable[[Row], object]], ...] = (
+    ("device", lambda row: row.bdf),
+    ("rate", lambda row: (-row.rate, row.bdf)),
+    ("state", lambda row: (-_WORST.index(row.state.word.value), row.bdf)),
+)
+_STYLES = {"stuck": "bold red", "storming": "bold red", "polling": "bold red", "masked": "yellow", "waiting": "yellow"}
+_HELP = "s sort   j k move   enter detail   q quit"
+
+
+class View:
+    """What the keys have chosen. :meth:`press` is all that changes it."""
+
+    def __init__(self) -> None:
+        self.sort = 0
+        self.at = 0
+        self.open = False
+        self.quit = False
+
+    def press(self, key: str, lines: int) -> None:
+        """Take one key, with *lines* lines on the screen."""
+        if key == "q":
+            self.quit = True
+        elif key == "s":
+            self.sort = (self.sort + 1) % len(_SORTS)
+        elif key in ("j", "k"):
+            self.at = min(max(self.at + (1 if key == "j" else -1), 0), max(lines - 1, 0))
+        elif key in ("\r", "\n"):
+            self.open = not self.open
+
+    def order(self, rows: list[Row]) -> list[Row]:
+        """The rows as they are to be shown."""
+        return sorted(rows, key=_SORTS[self.sort][1])  # type: ignore[arg-type]
+
+
+def watch(watcher: Watcher, vms: tuple[VmStatus, ...], *, interval_s: float, as_json: bool) -> int:
+    """Watch until ``q`` or Ctrl-C (0). With *as_json*, one object a line and tick."""
+    known = {line.bdf: (vm, line) for vm in vms for line in vm.lines}
+    watcher.tick()
+    if as_json or not sys.stdout.isatty():
+        return _stream(watcher, interval_s, as_json)
+    from rich.live import Live
+
+    view = View()
+    with contextlib.suppress(KeyboardInterrupt), _keys() as wait, Live(console=console(), auto_refresh=False) as live:
+        rows: list[Row] = []
+        due = time.monotonic()
+        while not view.quit:
+            if time.monotonic() >= due:
+                rows = watcher.tick()
+                due = time.monotonic() + interval_s
+            live.update(_screen(view, rows, known), refresh=True)
+            key = wait(max(0.0, due - time.monotonic()))
+            if key:
+                view.press(key, len(rows))
+    return 0
+
+
+def _stream(watcher: Watcher, interval_s: float, as_json: bool) -> int:
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(interval_s)
+            rows = watcher.tick()
+            if as_json:
+                found = {"schema": "vfio-intx/watch/1", "lines": [row.as_json() for row in rows]}
+                print(msgspec.json.encode(found).decode(), flush=True)
+            else:
+                print("\n".join(f"{row.bdf} {row.rate:.1f}/s {row.state}" for row in rows) or "no line", flush=True)
+    return 0
+
+
+@contextlib.contextmanager
+def _keys() -> Iterator[Callable[[float], str]]:
+    """Single keys from the terminal, which is set back at the end; a waiting that takes keys where there is one."""
+    fd = sys.stdin.fileno()
+    if not os.isatty(fd):
+        yield _no_keys
+        return
+    before = termios.tcgetattr(fd)
+    try:
+        tty.setcbreak(fd)
+
+        def wait(seconds: float) -> str:
+            ready, _, _ = select.select([fd], [], [], seconds)
+            return os.read(fd, 1).decode("latin-1") if ready else ""
+
+        yield wait
+    finally:
+        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+def _no_keys(seconds: float) -> str:
+    time.sleep(seconds)
+    return ""
+
+
+def _screen(view: View, rows: list[Row], known: Known) -> RenderableType:
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(caption=f"sorted by {_SORTS[view.sort][0]}   {_HELP}", caption_justify="left", expand=False)
+    for name in ("device", "VM", "scheme", "GSI", "host IRQ"):
+        table.add_column(name)
+    for name in ("a second", "last"):
+        table.add_column(name, justify="right")
+    table.add_column("state")
+    ordered = view.order(rows)
+    for place, row in enumerate(ordered):
+        style = "reverse" if place == view.at else ""
+        state = Text(str(row.state), style=_STYLES.get(row.state.word.value, ""))
+        last = "-" if row.last_s is None else f"{row.last_s:.0f} s"
+        table.add_row(*_names(row, known), str(row.irq), f"{row.rate:,.1f}", last, state, style=style)
+    if not view.open or not ordered:
+        return table
+    return Group(table, Text("\n".join(_detail(ordered[min(view.at, len(ordered) - 1)], known))))
+
+
+def _names(row: Row, known: Known) -> tuple[str, str, str, str]:
+    if row.bdf not in known:
+        return str(row.bdf), "?", "?", "?"
+    vm, line = known[row.bdf]
+    scheme = line.verdict.scheme.value if line.verdict.scheme else "not proven"
+    return str(row.bdf), escape(vm.name or f"pid {vm.pid}"), scheme, "?" if line.gsi is None else str(line.gsi)
+
+
+def _detail(row: Row, known: Known) -> list[str]:
+    words = known[row.bdf][1].in_words() if row.bdf in known else [f"{row.bdf}: its VM was not found"]
+    return [*words, f"  state: {row.state}: {row.state.why}", f"  next: vfio-intx trace {row.bdf}"]

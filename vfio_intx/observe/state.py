@@ -1,0 +1,113 @@
+"""The word for how a line fares, decided from two looks at it. Pure.
+
+One look decides little: a line that is asserted and masked is what every interrupt looks like until the guest has
+acknowledged it. So a line is only called stuck when it was so in two looks and nothing advanced for a stated time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from vfio_intx.chain.stage import Stage
+
+#: No stage has advanced for so long: stuck. Half of what a disk's driver waits before it resets its card.
+STUCK_AFTER_S = 1.0
+#: More interrupts a second than any INTx card makes on purpose.
+STORM_PER_S = 20_000.0
+
+
+class Word(Enum):
+    """How a line fares."""
+
+    IDLE = "idle"
+    HEALTHY = "healthy"
+    WAITING = "waiting"
+    MASKED = "masked"
+    STUCK = "stuck"
+    STORMING = "storming"
+    POLLING = "polling"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The word, the stage where it is stuck, and why."""
+
+    word: Word
+    stage: Stage | None
+    why: str
+
+    def __str__(self) -> str:
+        if self.word is Word.STUCK and self.stage is not None:
+            return f"stuck at {self.stage.value}"
+        return "polling (host line disabled)" if self.word is Word.POLLING else self.word.value
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A line at one moment. What could not be read is None.
+
+    :ivar at: seconds of the monotonic clock.
+    :ivar count: interrupts of the host's line since boot, its other users' included.
+    :ivar asserted: Interrupt Status of the device (PCI Status, bit 3).
+    :ivar masked: DisINTx of the device (PCI Command, bit 10).
+    :ivar disabled: the kernel gave up the line ("nobody cared") and only polls it.
+    """
+
+    at: float
+    count: int
+    asserted: bool | None = None
+    masked: bool | None = None
+    disabled: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """What QEMU told of the line's pin, where it was asked. What is not known is None."""
+
+    running: bool | None = None
+    pin_masked: bool | None = None
+    awaits_eoi: bool | None = None
+
+
+def advanced(before: Look, now: Look) -> bool:
+    """Whether anything happened between two looks: an interrupt, or the device's state changed."""
+    return (before.count, before.asserted, before.masked) != (now.count, now.asserted, now.masked)
+
+
+def judge(before: Look, now: Look, still_s: float, guest: Guest | None = None) -> State:
+    """The state of a line. *still_s* is for how long nothing has advanced, as far as it was watched."""
+    seconds = now.at - before.at
+    rate = (now.count - before.count) / seconds if seconds > 0 else 0.0
+    if now.disabled:
+        return State(Word.POLLING, Stage.HOST_IRQ, "the kernel disabled the host's line, nobody claimed its interrupts")
+    if rate > STORM_PER_S:
+        return State(Word.STORMING, None, f"{rate:,.0f} interrupts a second: the device is not quieted by its handler")
+    if now.asserted and now.masked:
+        if still_s < STUCK_AFTER_S or not before.asserted:
+            return State(Word.WAITING, None, "asserted and masked: the guest has not acknowledged yet")
+        return _stuck(still_s, guest or Guest())
+    if now.masked:
+        return State(Word.MASKED, None, "DisINTx is set and the device does not assert: the guest switched INTx off")
+    if now.asserted and not rate and still_s >= STUCK_AFTER_S:
+        # A device without DisINTx is masked at the host's interrupt controller; then this is all one sees of it.
+        return State(Word.STUCK, Stage.HOST_IRQ, f"asserted for {still_s:.0f} s, unmasked at the device, none counted")
+    if rate > 0:
+        return State(Word.HEALTHY, None, f"{rate:,.1f} interrupts a second")
+    if now.asserted is None:
+        return State(Word.UNKNOWN, None, "no interrupts, and the device's state cannot be read")
+    return State(Word.IDLE, None, "the device asks for nothing")
+
+
+def _stuck(still_s: float, guest: Guest) -> State:
+    since = f"for {still_s:.0f} s nothing advanced"
+    if guest.running is False:
+        return State(Word.STUCK, Stage.DELIVER, f"{since}: the VM is paused")
+    if guest.pin_masked:
+        return State(Word.MASKED, Stage.ROUTE, f"{since}: the guest has the pin masked")
+    if guest.awaits_eoi:
+        return State(Word.STUCK, Stage.EOI, f"{since}: delivered, and the guest has not acknowledged it")
+    if guest.awaits_eoi is False:
+        return State(Word.STUCK, Stage.UNMASK, f"{since}: acknowledged, and nobody unmasked the host's line")
+    return State(Word.STUCK, Stage.EOI, f"{since}; whether the guest acknowledged it, only its QEMU could tell")
