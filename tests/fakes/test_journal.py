@@ -219,3 +219,16 @@ def test_a_dry_run_prints_exactly_what_a_run_then_writes(
         assert printed == kernel.log
     verb.run(arguments(tmp_path, dry_run=True), kernel)
     assert capsys.readouterr().out == "nothing to do\n"
+
+
+def test_a_verb_tells_of_another_function_that_was_left_in_the_middle(
+    kernel: FakeKernel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Record(Bdf.parse("0000:00:11.0"), RECORD.ids, RECORD.first, RECORD.goal, settled=False)
+    with open_state(tmp_path / "state") as state:
+        state.write(other)
+    (tmp_path / "state/0000:00:12.0.record").write_text("torn")
+    assert cli_bind.run(arguments(tmp_path), kernel) == 0
+    told = capsys.readouterr().err
+    assert "vfio-intx restore 0000:00:11.0" in told
+    assert "0000:00:12.0.record is not a whole record" in told

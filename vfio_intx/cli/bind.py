@@ -26,4 +26,4 @@ def run(arguments: argparse.Namespace, machine: Machine | None = None) -> int:
     if arguments.dry_run:
         plan = plan_bind(take_snapshot(machine.root), bdfs, records_of(directory, bdfs), force=arguments.force)
         return print_script(plan.script())
-    return print_outcomes(bind(machine, directory, bdfs, force=arguments.force))
+    return print_outcomes(bind(machine, directory, bdfs, force=arguments.force), directory)

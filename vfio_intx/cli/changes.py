@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vfio_intx.errors import RefusedError
 from vfio_intx.names import Bdf
 from vfio_intx.wiring.drivers import Outcome
-from vfio_intx.wiring.journal import Record, open_state, state_path
+from vfio_intx.wiring.journal import Record, open_state, read_all, state_path
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -47,11 +48,24 @@ def print_script(script: Iterable[str]) -> int:
     return 0
 
 
-def print_outcomes(outcomes: Iterable[Outcome]) -> int:
-    """Print one line a function; exit status 0."""
+def print_outcomes(outcomes: Iterable[Outcome], directory: Path) -> int:
+    """Print one line a function, and a note on every other that an earlier run left in the middle; exit status 0."""
     for outcome in outcomes:
         if outcome.writes:
             print(f"{outcome.bdf}: {outcome.was} -> {outcome.now}")
         else:
             print(f"{outcome.bdf}: already so: {outcome.now}")
+    _tell_of_interrupted(directory)
     return 0
+
+
+def _tell_of_interrupted(directory: Path) -> None:
+    if not directory.exists():
+        return
+    with open_state(directory) as state:
+        records, bad = read_all(state)
+    for record in records:
+        if not record.settled:
+            print(f"note: a change of {record.bdf} was interrupted; vfio-intx restore {record.bdf}", file=sys.stderr)
+    for error in bad:
+        print(f"note: {error}", file=sys.stderr)

@@ -22,4 +22,4 @@ def run(arguments: argparse.Namespace, machine: Machine | None = None) -> int:
     if arguments.dry_run:
         change = plan_unbind(machine, records_of(directory, [bdf]).get(bdf), bdf)
         return print_script(Plan((), (change,)).script())
-    return print_outcomes([unbind(machine, directory, bdf)])
+    return print_outcomes([unbind(machine, directory, bdf)], directory)
