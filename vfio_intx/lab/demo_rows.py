@@ -80,19 +80,19 @@ def rows(result: Mapping[str, object]) -> list[Row]:
 
 
 def table(result: Mapping[str, object]) -> Iterable[str]:
-    """The table, the evidence below it, the phases: lines for a terminal of 120 columns."""
+    """The table, the evidence below it, the phases: lines for a terminal of 124 columns."""
     from rich.console import Console
     from rich.table import Table
 
     grid = Table(title="vfio-intx demo: two real INTx lines, forwarded both ways")
     for name in ("device", "card", "scheme"):
         grid.add_column(name)
-    for name in ("host\nirqs", "guest\nirqs", "sent", "received", "wake-ups\nper irq", "handler to ack\np50 / p99 us"):
+    for name in ("host\nirqs", "guest\nirqs", "sent", "received", "wake-ups\nper irq", "handler to\nack p50 /\np99 us"):
         grid.add_column(name, justify="right")
-    grid.add_column("proven by")
+    grid.add_column("proven by", no_wrap=True)
     for row in rows(result):
         grid.add_row(*_cells(row))
-    out = Console(file=io.StringIO(), width=120, highlight=False)
+    out = Console(file=io.StringIO(), width=124, highlight=False)
     out.print(grid)
     for row in rows(result):
         said = [f"{row.device} {row.scheme}:", *(f"  {text}" for text in row.evidence)]

@@ -113,7 +113,7 @@ class SerialLines:
         """See :meth:`Traffic.prepare`. The port of a PCI card is the one whose device lies below the PCI bus."""
         find = "ls -l /sys/class/tty | sed -n 's,.*/pci0000:00/.*/tty/,,p'"
         self.handler = guest.check(
-            f"for i in $(seq 60); do {find} | grep ttyS && exit 0; sleep 0.1; done; ls -l /sys/class/tty; exit 1"
+            f"for i in $(seq 200); do {find} | grep ttyS && exit 0; sleep 0.1; done; ls -l /sys/class/tty; exit 1"
         ).split()[0]
         # The driver holds its interrupt while the port is open only, and the count goes with the handler.
         hold = f"(exec 4<> /dev/{self.handler}; exec sleep 100000) > /dev/null 2>&1 &"

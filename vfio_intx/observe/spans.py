@@ -258,12 +258,17 @@ class Joiner:
         if self._threads and pid not in self._threads:
             self._foreign(time, pid)
             return
-        for span in self._open:
-            if not span.ack:
-                span.ack, span.vcpu = time, pid
-                if span.drop:
-                    self._over(span)
-                return
+        waiting = [span for span in self._open if not span.ack]
+        for span in waiting[:1] + [span for span in waiting[1:] if span.drop and waiting[0].drop]:
+            # Raised and lowered again while an earlier one waited for its EOI: the pin delivers it no more, this
+            # acknowledge ends both. One that is still up is delivered after this EOI and has its own.
+            if span is not waiting[0]:
+                self._odd(span, Oddity.MERGED, time, "raised and lowered again before the EOI of the one before it")
+            span.ack, span.vcpu = time, pid
+            if span.drop:
+                self._over(span)
+        if waiting:
+            return
         if self._synced and not self._open:
             self._note(Oddity.ORPHAN_ACK, time, f"thread {pid} acknowledged pin {fields[2]} without an injection")
 
