@@ -189,3 +189,17 @@ def test_each_file_is_read_at_most_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert str(tmp_path / "proc/interrupts") in files
     assert str(tree.directory("0000:00:11.0") / "config") in files
     assert set(files.values()) == {1}
+
+
+#: Keys of vfio-intx/scan/1 that programs may rely on: within the number, none may go.
+PROMISED = {
+    "bdf", "vendor", "device", "subsystem", "class", "pin", "irq", "interrupts", "irq_users", "irq_neighbours", "driver",
+    "driver_override", "iommu_group", "group_members", "msi", "msix", "power_state", "masking", "ready", "outlook",
+    "scheme", "findings", "claims", "unknown",
+}  # fmt: skip
+
+
+def test_no_key_that_was_promised_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = scanned(nic_host(tmp_path).tree, capsys)
+    assert {"schema", "kernel", "iommu", "vfio_pci_loaded", "functions"} <= set(answer)
+    assert set(answer["functions"][0]) >= PROMISED
