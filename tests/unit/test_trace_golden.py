@@ -80,7 +80,7 @@ def test_a_recording_survives_being_written_again(copy: Path, tmp_path: Path) ->
 def test_a_damaged_recording_is_refused_or_read_in_part_and_never_fatal(copy: Path) -> None:
     pages = next(copy.glob("cpu*.pages.gz"))
     raw = bytearray(gzip.decompress(pages.read_bytes()))
-    raw[16:20] = b"\xff\xff\xff\x00"  # the first record's length
+    raw[8:12] = (5000).to_bytes(4, "little")  # more data than the page has
     pages.write_bytes(gzip.compress(bytes(raw)))
     assert load(copy).damaged == 1
     pages.write_bytes(b"not a page")
