@@ -193,8 +193,32 @@ def test_each_file_is_read_at_most_once(tmp_path: Path, monkeypatch: pytest.Monk
 
 #: Keys of vfio-intx/scan/1 that programs may rely on: within the number, none may go.
 PROMISED = frozenset(
-    "bdf vendor device subsystem class pin irq interrupts irq_users irq_neighbours driver driver_override iommu_group "
-    "group_members msi msix power_state masking ready outlook scheme findings claims unknown".split()
+    [
+        "bdf",
+        "vendor",
+        "device",
+        "subsystem",
+        "class",
+        "pin",
+        "irq",
+        "interrupts",
+        "irq_users",
+        "irq_neighbours",
+        "driver",
+        "driver_override",
+        "iommu_group",
+        "group_members",
+        "msi",
+        "msix",
+        "power_state",
+        "masking",
+        "ready",
+        "outlook",
+        "scheme",
+        "findings",
+        "claims",
+        "unknown",
+    ]
 )
 
 
