@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vfio_intx.lab.build_qemu import Tree, compile_programs
+from vfio_intx.lab.qemu_series import FIRMWARE
 
 Say = Callable[[str], None]
 
@@ -33,11 +34,21 @@ def run_checks(ready: Tree, say: Say) -> Iterator[Check]:
     for patch in ready.applied:
         yield _checkpatch(ready, patch)
     yield _schema(ready)
+    _lend_firmware(ready)
     compile_programs(ready, [_PROGRAM, *(f"tests/qtest/{name}" for name in ready.base.qtests)], say)
     yield _run(ready, "qapi-schema tests", ["meson", "test", "--no-rebuild", "--suite", "qapi-schema"], ready.objects)
     for name in ready.base.qtests:
         say(f"running {name}")
         yield _run(ready, name, [f"tests/qtest/{name}", "--tap"], ready.objects)
+
+
+def _lend_firmware(ready: Tree) -> None:
+    """A program that is run where it was built looks for every folder below its own ``qemu-bundle``."""
+    for folder in FIRMWARE:
+        link = ready.objects / "qemu-bundle" / folder.relative_to("/")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.exists():
+            link.symlink_to(folder)
 
 
 def _checkpatch(ready: Tree, patch: Path) -> Check:

@@ -14,6 +14,9 @@ PATCHES = Path(__file__).resolve().parents[2] / "qemu-patches"
 
 _PATCH = re.compile(r"[0-9]{4}-[A-Za-z0-9._-]{1,100}\.patch")
 
+#: Where Debian's packages put firmware: qemu-system-data, seabios, ipxe-qemu.
+FIRMWARE = (Path("/usr/share/qemu"), Path("/usr/share/seabios"), Path("/usr/lib/ipxe/qemu"))
+
 #: Only what the lab needs: a build in minutes, not in half an hour.
 _FLAGS = (
     "--target-list=x86_64-softmmu",
@@ -30,7 +33,7 @@ _FLAGS = (
     "--disable-werror",
     # The distribution's source has no firmware; the machine's own is found where its packages put it.
     "--disable-install-blobs",
-    "--firmwarepath=/usr/share/qemu:/usr/share/seabios:/usr/lib/ipxe/qemu",
+    "--firmwarepath=" + ":".join(map(str, FIRMWARE)),
 )
 
 
