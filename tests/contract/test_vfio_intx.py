@@ -253,10 +253,16 @@ def test_disable_takes_the_listener_away_too(on: Rig, pair: LineEventfds) -> Non
     assert answer(on, vfio.unmask_eventfd(pair.resample)) == "0"
 
 
-def test_a_line_that_asserts_fires_as_soon_as_intx_is_on(rig: Rig, pair: LineEventfds) -> None:
+def test_a_line_that_asserted_before_fires_at_the_last_step_of_wiring_at_the_latest(
+    rig: Rig, pair: LineEventfds
+) -> None:
+    # At "trigger" already if the host's interrupt controller kept the level. QEMU's emulated IOAPIC forgets a level
+    # that rose while Linux had the pin shut down; VFIO's own look at the card, on unmasking, does not depend on it.
     rig.card.fire()
-    rig.device.set_irqs(vfio.trigger(pair.trigger))
-    assert soon(lambda: eventfd.drain(pair.trigger))
+    assert rig.physical().intx_asserted
+    side = FakeKvmSide()
+    with perform(irqfd_steps(rig.device, side, pair)):
+        assert soon(side.interrupts)
 
 
 def test_the_guests_own_disable_holds_everything_back(on: Rig, pair: LineEventfds) -> None:

@@ -1,7 +1,7 @@
 """Real cards race the schemes through real VFIO lines, with the host's own counts as witness; then wire and unwire.
 
-Each card makes 10,000 real assertions a scheme (other numbers: words after ``--``, interrupts and rounds). What our
-program counts must be what ``/proc/interrupts`` and two tracepoints count: a host interrupt for each assertion, and an
+Each card makes 10,000 real assertions a scheme. (Words after ``--``: cards, interrupts, rounds.) What our program
+counts must be what ``/proc/interrupts`` and two tracepoints count: a host interrupt for each assertion, and an
 acknowledge of KVM for each run of the guest's handler. Then 10,000 rounds of wiring and unwiring must leave no
 descriptor behind.
 """
@@ -11,14 +11,14 @@ from __future__ import annotations
 import json
 import time
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vfio_intx.abi import kvm
 from vfio_intx.abi.call import close_all
 from vfio_intx.chain.scheme import Scheme
-from vfio_intx.errors import VerifyError
+from vfio_intx.errors import UsageError, VerifyError
 from vfio_intx.host.irq import vfio_action
 from vfio_intx.host.root import HostRoot
 from vfio_intx.lab import kernels
@@ -44,16 +44,24 @@ _AFTERWARDS = 100
 
 def inside(context: Context) -> dict[str, object]:
     """Race on each card, then wire and unwire it."""
-    words = [int(word) for word in context.options]
-    count, rounds = (*words, *(_COUNT, _ROUNDS)[len(words) :])[:2]
+    chosen, count, rounds = _options(context.options)
     cards = {}
-    for card in (E1000, EDU):
+    for card in chosen:
         bdf = context.bdf(card)
         bound = context.vfio_intx("bind", str(bdf))
         if bound.returncode:
             raise VerifyError(f"bind {bdf} failed: {bound.stderr.strip()}")
         cards[card.name] = {"bench": _bench(context, bdf, count), "churn": _churn(context, bdf, rounds)}
     return {"schema": "vfio-intx/lab-bench-device/1", "count": count, "rounds": rounds, "cards": cards}
+
+
+def _options(words: Sequence[str]) -> tuple[list[Card], int, int]:
+    numbers = [int(word) for word in words if word.isdecimal()]
+    names = [word for word in words if not word.isdecimal()]
+    if len(numbers) > 2 or not {*names} <= {card.name for card in SPEC.cards}:
+        raise UsageError("the words are cards (e1000, edu), then how many interrupts and how many rounds")
+    count, rounds = (*numbers, *(_COUNT, _ROUNDS)[len(numbers) :])
+    return [card for card in SPEC.cards if card.name in names or not names], count, rounds
 
 
 def _bench(context: Context, bdf: Bdf, count: int) -> dict[str, object]:
