@@ -20,8 +20,9 @@ from vfio_intx.errors import LabLost, VerifyError
 from vfio_intx.lab.guests import Guest
 from vfio_intx.lab.spec import UserNetwork, socket_path
 
-#: Between two pings or lines: a guest within an emulated machine needs time for its other work, too.
-PAUSE_S = 0.1
+#: Between two pings, and between two lines, each of which costs dozens of interrupts and hundreds of trapped accesses: a
+#: guest within an emulated machine needs time for its other work, too.
+PAUSE_S, LINE_PAUSE_S = 0.1, 0.3
 
 _PINGED = re.compile(r"([0-9]+) packets transmitted, ([0-9]+) packets received")
 _LINES = re.compile(r"sent ([0-9]+) received ([0-9]+)")
@@ -129,7 +130,7 @@ class SerialLines:
             read -r -t 5 answer <&3
             [ "$answer" = "$(echo "$line" | tr a-z A-Z)" ] && received=$((received + ${{#answer}} + 1))
             echo "sent $sent received $received" > /tmp/{self.name}.count
-            sleep {PAUSE_S}"""
+            sleep {LINE_PAUSE_S}"""
         guest.check(f"rm -f /tmp/{self.name}.count")
         _start_loop(guest, self.name, body)
 
