@@ -20,7 +20,7 @@ from vfio_intx.errors import LabLost, VerifyError
 from vfio_intx.lab.guests import Guest
 from vfio_intx.lab.spec import UserNetwork, socket_path
 
-#: Between two pings, and between two lines, each of which costs dozens of interrupts and hundreds of trapped accesses: a
+#: Between two pings, and between two lines, which cost dozens of interrupts and hundreds of trapped accesses each: a
 #: guest within an emulated machine needs time for its other work, too.
 PAUSE_S, LINE_PAUSE_S = 0.1, 0.3
 
