@@ -154,3 +154,21 @@ def test_a_predicted_conflict_comes_true_and_its_remedy_mends_it(tmp_path: Path)
     assert up, said
     assert vfio_intx("restore", str(NIC.bdf), *state).returncode == 0
     assert now() == FIRST
+
+
+@pytest.mark.l1(spec="group")
+@pytest.mark.timeout(200)
+def test_a_group_with_a_live_sibling_is_refused_and_goes_whole(tmp_path: Path) -> None:
+    functions = take_snapshot(HostRoot()).functions.values()
+    first, second = (function.bdf for function in functions if function.driver.value == "e1000")
+    before = [now(first), now(second)]
+    state = ["--state-dir", str(tmp_path / "state")]
+    refused = vfio_intx("bind", str(first), *state)
+    assert (refused.returncode, [now(first), now(second)]) == (1, before)
+    assert f"{second} (e1000) would stay with the host" in refused.stderr
+    assert not (tmp_path / "state").exists()
+    assert vfio_intx("bind", "--group", str(first), *state).returncode == 0
+    assert [now(first), now(second)] == [VFIO, VFIO]
+    for bdf in (first, second):
+        assert vfio_intx("restore", str(bdf), *state).returncode == 0
+    assert [now(first), now(second)] == before
