@@ -198,7 +198,12 @@ def test_what_is_not_plain_is_told_apart_and_counted(
     write: Callable[[Script], Script], expected: dict[Oddity, int], spans: int
 ) -> None:
     script = Script()
-    joiner = join(write(script))
+    write(script)
+    joiner = Joiner(BARE)
+    late = next((at for at, event in enumerate(script.events) if event[0] < 1000), len(script.events))
+    joiner.feed(script.events[:late])
+    joiner.feed(script.events[late:])
+    joiner.finish()
     assert dict(joiner.counts) == expected
     assert len(joiner.done) == spans
     assert {anomaly.oddity for anomaly in joiner.anomalies} == set(expected)

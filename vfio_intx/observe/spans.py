@@ -23,7 +23,7 @@ Nothing is smoothed away: what cannot be made into a whole span is an anomaly, w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from vfio_intx.abi.tracepoints import Event
 from vfio_intx.observe.events import LOST, Kind, Target
@@ -88,17 +88,18 @@ class Joiner:
             LOST: self._lost,
         }
 
-    def feed(self, events: Iterable[Event]) -> None:
+    def feed(self, events: Sequence[Event]) -> None:
         """Join *events*, which are sorted by time."""
         act = self._act
         last = self._last
+        for event in events:
+            if event[0] >= last:
+                break
+            self._note(Oddity.LATE, event[0], f"{(last - event[0]) / 1000:.1f} us older than the one before it")
         for time, kind, cpu, fields in events:
-            if time < last:
-                self._note(Oddity.LATE, time, f"{(last - time) / 1000:.1f} us older than the one before it")
-            else:
-                last = time
             act[kind](time, cpu, fields)
-        self._last = last
+        if events:
+            self._last = max(last, events[-1][0])
 
     def finish(self) -> None:
         """The recording is over: what is still open is counted as unfinished."""
@@ -258,6 +259,19 @@ class Joiner:
         if self._threads and pid not in self._threads:
             self._foreign(time, pid)
             return
+        spans = self._open
+        if len(spans) > 1:
+            self._ack_several(time, pid)
+        elif spans:
+            span = spans[0]
+            if not span.ack:
+                span.ack, span.vcpu = time, pid
+                if span.drop:
+                    self._over(span)
+        elif self._synced:
+            self._note(Oddity.ORPHAN_ACK, time, f"thread {pid} acknowledged pin {fields[2]} without an injection")
+
+    def _ack_several(self, time: int, pid: int) -> None:
         waiting = [span for span in self._open if not span.ack]
         for span in waiting[:1] + [span for span in waiting[1:] if span.drop and waiting[0].drop]:
             # Raised and lowered again while an earlier one waited for its EOI: the pin delivers it no more, this
@@ -267,10 +281,6 @@ class Joiner:
             span.ack, span.vcpu = time, pid
             if span.drop:
                 self._over(span)
-        if waiting:
-            return
-        if self._synced and not self._open:
-            self._note(Oddity.ORPHAN_ACK, time, f"thread {pid} acknowledged pin {fields[2]} without an injection")
 
     def _foreign(self, time: int, pid: int) -> None:
         self._foreign_vcpu = pid

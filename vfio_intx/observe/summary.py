@@ -76,7 +76,9 @@ class Summary:
         self.whole.extend(wholes)
         self.to_ack.extend(acks)
         self.interrupts += len(spans)
-        self.userspace_runs += sum([span.userspace_runs for span in spans])
+        # A span of the kernel alone cannot have any: that is told without asking it.
+        asked = [span for span in spans if span.by_process or span.exits or span.handler is not None]
+        self.userspace_runs += sum([span.userspace_runs for span in asked])
         self.schemes.update(Counter([scheme_name(span) for span in spans]))
         self._keep_slowest(spans, wholes)
 
