@@ -19,7 +19,9 @@ def test_the_linter_has_nothing_to_say(command: str) -> None:
 
 
 def test_scripts_are_posix_shell() -> None:
-    for script in sorted([*(TREE / "tools").iterdir(), *(TREE / ".ci").iterdir(), *TREE.joinpath("vfio_intx").rglob("*.sh")]):
+    for script in sorted(
+        [*(TREE / "tools").iterdir(), *(TREE / ".ci").iterdir(), *TREE.joinpath("vfio_intx").rglob("*.sh")]
+    ):
         if script.is_file() and script.read_bytes().startswith((b"#!/bin/sh", b"#!/bin/busybox sh")):
             done = subprocess.run(["/bin/sh", "-n", str(script)], capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
