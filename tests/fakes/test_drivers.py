@@ -181,9 +181,12 @@ def test_a_bridge_in_the_group_does_not_hinder(kernel: FakeKernel, state: Path) 
     assert kernel.state(NIC) == ("vfio-pci", "vfio-pci")
 
 
-def test_no_unbind_is_started_while_a_process_has_the_group_open(kernel: FakeKernel, state: Path) -> None:
+@pytest.mark.parametrize("node", ["/dev/vfio/4", "/dev/vfio/devices/vfio7"])
+def test_no_unbind_is_started_while_a_process_has_the_device_open(kernel: FakeKernel, state: Path, node: str) -> None:
     bind(kernel, state, [BDF])
-    kernel.tree.process(4711, "qemu-system-x86", ["/dev/null", "/dev/vfio/4"])
+    (kernel.tree.directory(NIC) / "vfio-dev/vfio7").mkdir(parents=True)
+    kernel.tree.process(4710, "other", ["/dev/vfio/5", "/dev/vfio/devices/vfio8"])
+    kernel.tree.process(4711, "qemu-system-x86", ["/dev/null", node])
     before = list(kernel.log)
     for verb in (unbind, restore):
         with pytest.raises(BusyError, match=r"process 4711 \(qemu-system-x86\)"):

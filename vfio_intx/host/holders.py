@@ -1,12 +1,13 @@
-"""Which processes hold a VFIO group open: as long as one does, unbinding its devices would block in the kernel."""
+"""Which processes hold a VFIO device open: as long as one does, unbinding it would block in the kernel."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vfio_intx.host.root import HostRoot, read_text
-from vfio_intx.names import IommuGroup, escape
+from vfio_intx.host.root import HostRoot, list_names, read_text
+from vfio_intx.names import Bdf, IommuGroup, escape
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,17 @@ def group_holders(root: HostRoot, group: IommuGroup) -> tuple[Holder, ...]:
 
     A process that dies while it is looked at is left out.
     """
-    wanted = frozenset({f"/dev/vfio/{group}", str(root.at("dev/vfio", str(group)))})
+    return _holders(root, [f"dev/vfio/{group}"])
+
+
+def device_holders(root: HostRoot, bdf: Bdf, group: IommuGroup) -> tuple[Holder, ...]:
+    """The processes that have a function open, by its group or, with iommufd, by ``/dev/vfio/devices/vfioN``."""
+    names = list_names(root.pci_device(bdf) / "vfio-dev", root=root).get(())
+    return _holders(root, [f"dev/vfio/{group}", *(f"dev/vfio/devices/{name}" for name in names)])
+
+
+def _holders(root: HostRoot, files: Iterable[str]) -> tuple[Holder, ...]:
+    wanted = frozenset(path for file in files for path in (f"/{file}", str(root.at(file))))
     pids = [entry.name for entry in os.scandir(root.at("proc")) if entry.name.isascii() and entry.name.isdigit()]
     return tuple(_holder(root, int(pid)) for pid in sorted(pids, key=int) if _holds(root, pid, wanted))
 

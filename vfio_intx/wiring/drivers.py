@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vfio_intx.deadline import Deadline
 from vfio_intx.errors import BusyError, MissingError, RefusedError, WorldError
-from vfio_intx.host.holders import group_holders
+from vfio_intx.host.holders import device_holders
 from vfio_intx.host.iommu import blockers, is_vfio_driver
 from vfio_intx.host.kernel import vfio_pci_loaded
 from vfio_intx.host.pci import NO_GROUP, PciFunction, PciIds, read_function
@@ -248,7 +248,7 @@ def _refuse_held(machine: Machine, bdf: Bdf, now: Binding) -> None:
     function = read_function(machine.root, bdf)
     if function is None or not is_vfio_driver(now.driver) or function.group.get(NO_GROUP) == NO_GROUP:
         return
-    holders = group_holders(machine.root, function.group.get(NO_GROUP))
+    holders = device_holders(machine.root, bdf, function.group.get(NO_GROUP))
     if holders:
         raise BusyError(
             f"{bdf} is in use by {', '.join(map(str, holders))}; unbinding it now would block in the kernel",
