@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 
 from vfio_intx.cli.changes import add_common, print_outcomes, print_script, records_of, state_directory
+from vfio_intx.errors import WorldError
 from vfio_intx.names import Bdf
 from vfio_intx.wiring.apply import LocalMachine, Machine
 from vfio_intx.wiring.drivers import Plan, plan_restore, restore
@@ -22,4 +24,14 @@ def run(arguments: argparse.Namespace, machine: Machine | None = None) -> int:
     if arguments.dry_run:
         change = plan_restore(machine, records_of(directory, [bdf]).get(bdf), bdf)
         return print_script(Plan((), (change,)).script())
-    return print_outcomes([restore(machine, directory, bdf)], directory)
+    outcome = restore(machine, directory, bdf)
+    _sweep(machine)
+    return print_outcomes([outcome], directory)
+
+
+def _sweep(machine: Machine) -> None:
+    """Remove the tracefs instances that a killed ``trace`` left, too: what the user wants back is the whole machine."""
+    from vfio_intx.observe.tracing import sweep
+
+    with contextlib.suppress(WorldError):
+        sweep(machine.root)

@@ -24,6 +24,9 @@ QEMU_VARIABLE = "VFIO_INTX_QEMU"
 BOOT_S = 120.0
 COMMAND_S = 30.0
 
+#: A guest must not outlive the program that started it, not even one killed with SIGKILL: it would hold its devices.
+_DIE_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
+
 #: The line "10:  5  IO-APIC  10-fasteoi  eth0" of /proc/interrupts; one column a CPU.
 _INTERRUPT = re.compile(r"\s*(?P<irq>[0-9]+):(?P<counts>(?:\s+[0-9]+)+)\s+(?P<rest>.*)")
 
@@ -113,7 +116,7 @@ class Guest:
             folder = Path(name)
             argv = guest_argv(options, folder, kernel.image, initramfs_for(kernel))
             with (folder / "stderr").open("wb") as log:
-                process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                process = subprocess.Popen([*_DIE_WITH_US, *argv], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
             guest = cls(process, folder, argv)
             try:
                 if wait:
