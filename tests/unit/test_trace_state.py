@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vfio_intx.chain.stage import Stage
-from vfio_intx.cli.watch import View
+from vfio_intx.cli.watch import View, _screen
 from vfio_intx.host.root import HostRoot
 from vfio_intx.names import Bdf, HostIrq
 from vfio_intx.observe.state import Guest, Look, State, Word, judge
@@ -177,3 +177,16 @@ def test_every_word_has_its_place_when_sorted_by_state() -> None:
     view = View()
     view.sort = 2
     assert len(view.order(rows_of(*Word))) == len(Word)
+
+
+def test_the_screen_shows_every_line_its_state_and_the_open_ones_detail(host: Host) -> None:
+    watcher = Watcher(host.root, clock=lambda: host.now)
+    view = View()
+    assert "no line of this host" in _screen(view, [], {}).plain
+    rows = watcher.tick()
+    text = _screen(view, rows, {}).plain
+    assert [line.split()[0] for line in text.splitlines()[1:4]] == [str(bdf) for bdf in host.bdfs]
+    assert text.count("idle") == 3
+    assert "next:" not in text
+    view.press("\n", 3)
+    assert f"next: vfio-intx trace {host.bdfs[0]}" in _screen(view, rows, {}).plain

@@ -180,8 +180,13 @@ function draw() {
   pen.scale(ratio, ratio);
   pen.font = "12px system-ui, sans-serif";
   pen.lineWidth = 1;
-  for (let power = Math.ceil(low); power <= Math.floor(high); power += 1) {
-    const y = height - margin.bottom - ((power - low) / (high - low)) * (height - margin.top - margin.bottom);
+  const marks = [];
+  for (let power = Math.floor(low); power <= Math.floor(high); power += 1) {
+    // Lines at 1, 2 and 5 while they have room, else at powers of ten.
+    for (const digit of high - low < 2.5 ? [1, 2, 5] : [1]) marks.push(power + Math.log10(digit));
+  }
+  for (const mark of marks.filter((value) => value >= low && value <= high)) {
+    const y = height - margin.bottom - ((mark - low) / (high - low)) * (height - margin.top - margin.bottom);
     pen.strokeStyle = paint("--line");
     pen.beginPath();
     pen.moveTo(margin.left, y);
@@ -189,7 +194,7 @@ function draw() {
     pen.stroke();
     pen.fillStyle = paint("--quiet");
     pen.textAlign = "right";
-    pen.fillText(us(10 ** power), margin.left - 6, y + 4);
+    pen.fillText(us(10 ** mark), margin.left - 6, y + 4);
   }
   pen.textAlign = "center";
   const ticks = Math.max(2, Math.floor(width / 140));
@@ -211,7 +216,7 @@ function draw() {
       if (length > worst[1]) worst = [span[2][index][0], length];
     }
     pen.fillStyle = paint(`--s${worst[0]}`);
-    const size = span === view.picked ? 5 : span[3].length ? 3.4 : 2;
+    const size = span === view.picked ? 5 : span[3].length || sample.length < 400 ? 3.4 : 2;
     pen.beginPath();
     pen.arc(x, y, size, 0, 2 * Math.PI);
     pen.fill();

@@ -1,0 +1,104 @@
+"""The HTML page in a real browser, which is cut off from any network: light, dark and narrow. Screenshots are kept."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from vfio_intx.observe.collect import Cost, Report
+from vfio_intx.observe.recording import load
+from vfio_intx.observe.spans import Joiner
+from vfio_intx.observe.summary import Summary
+from vfio_intx.observe.timeline import Timeline, render
+
+TREE = Path(__file__).parents[2]
+ARTEFACTS = TREE / "artefacts"
+TRAP = TREE / "tests/golden/tracefs/6.1/trap"
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+OFFLINE = ["unshare", "-n"] if os.geteuid() == 0 else ["unshare", "-rn"]
+PROBE = (
+    "<script>addEventListener('error', (event) => { document.body.dataset.error = event.message; });</script>",
+    "<script>document.body.dataset.width = document.documentElement.scrollWidth;"
+    "document.body.dataset.room = innerWidth;</script>",
+)
+
+pytestmark = pytest.mark.skipif(
+    BROWSER is None, reason="no browser to look at the page with; apt-get install --no-install-recommends chromium"
+)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a recorded line under trap, with an element that tells of errors and of its width."""
+    recording = load(TRAP)
+    joiner = Joiner(recording.target)
+    joiner.feed(recording.events)
+    joiner.finish()
+    summary, timeline = Summary(), Timeline()
+    summary.add(joiner.done)
+    timeline.add(joiner.done)
+    cost = Cost(0.1, len(recording.events), 1)
+    report = Report(recording.target, 4.0, "time", summary, (), {}, joiner.handled, joiner.injected, 0, 0, cost)
+    text = render(report, timeline, "0000:00:10.0 of process 187")
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    path.write_text(text.replace("<body>", "<body>" + PROBE[0]).replace("</body>", PROBE[1] + "</body>"), "utf-8")
+    return path
+
+
+def browse(page: Path, *words: str, width: int, dark: bool) -> str:
+    """Open the page; what the browser printed."""
+    assert BROWSER is not None
+    argv = [*OFFLINE, BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"]
+    argv += [f"--user-data-dir={page.parent / 'profile'}", f"--window-size={width},2000", "--virtual-time-budget=3000"]
+    argv += [f"--blink-settings=preferredColorScheme={0 if dark else 1}", *words, page.as_uri()]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=80, check=False)
+    assert done.returncode == 0, done.stderr[-800:]
+    return done.stdout
+
+
+def test_the_page_builds_itself_without_an_error_or_a_network(page: Path) -> None:
+    dom = browse(page, "--dump-dom", width=1280, dark=False)
+    assert "data-error" not in dom
+    assert '<h1 id="title">0000:00:10.0 of process 187</h1>' in dom
+    stages = re.search(r'<div id="stages">(.*?)</section>', dom, re.DOTALL)
+    assert stages
+    assert [name for name in ("handle", "eoi", "resample", "unmask") if name in stages[1]] == [
+        "handle", "eoi", "resample", "unmask",
+    ]  # fmt: skip
+    assert len(re.findall(r'class="bar"', dom)) == 10
+    assert "trapped access" in dom
+
+
+def test_on_a_narrow_window_nothing_sticks_out(page: Path) -> None:
+    dom = browse(page, "--dump-dom", width=500, dark=False)
+    found = re.search(r'data-width="(\d+)" data-room="(\d+)"', dom)
+    assert found
+    assert int(found[1]) <= int(found[2])
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 500])
+def test_it_is_drawn_in_light_and_dark(page: Path, width: int, dark: bool) -> None:
+    ARTEFACTS.mkdir(exist_ok=True)
+    shot = ARTEFACTS / f"trace-page-{'dark' if dark else 'light'}-{width}.png"
+    shot.unlink(missing_ok=True)
+    browse(page, f"--screenshot={shot}", width=width, dark=dark)
+    picture = shot.read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert struct.unpack(">II", picture[16:24])[0] == width
+    assert len(picture) > 20_000  # an empty page compresses to next to nothing
+
+
+def test_light_and_dark_differ(page: Path) -> None:
+    shots = []
+    for dark in (False, True):
+        shot = page.parent / f"{dark}.png"
+        browse(page, f"--screenshot={shot}", width=600, dark=dark)
+        shots.append(shot.read_bytes())
+    assert shots[0] != shots[1]
