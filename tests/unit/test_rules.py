@@ -269,3 +269,45 @@ def test_the_write_test_leaves_a_function_with_a_driver_and_a_dead_one_alone(tmp
 def test_the_write_test_needs_the_card_itself(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not a snapshot"):
         checked(nic_host(tmp_path).tree, "00:10.0", "--write-test", "--from", "x")
+
+
+@pytest.mark.parametrize(
+    ("by_parameter", "remedy"), [(True, "modprobe vfio-pci nointxmask=0"), (False, "another slot")]
+)
+def test_a_neighbour_that_the_host_lives_on_is_never_told_to_go(
+    tmp_path: Path, by_parameter: bool, remedy: str
+) -> None:
+    broken = {} if by_parameter else {"vendor": 0x15B3, "device": 0x1003}
+    tree = nic_host(tmp_path, driver="vfio-pci", **broken).tree
+    if by_parameter:
+        tree.module("vfio_pci", nointxmask="Y")
+    tree.add(FakeFunction("0000:00:17.0", class_code=0x010601, driver="ahci", group=9, irq=21))
+    tree.write("sys/devices/pci0000:00/0000:00:17.0/ata1/block/sda/dev", "8:0\n")
+    tree.link("sys/class/block/sda", "sys/devices/pci0000:00/0000:00:17.0/ata1/block/sda")
+    tree.write("proc/self/mountinfo", "29 1 8:0 / / rw - ext4 /dev/sda rw\n")
+    tree.interrupts({21: (7, "IO-APIC  21-fasteoi", "ahci[0000:00:17.0]")})
+    snapshot = take_snapshot(tree.root)
+    (finding,) = [f for f in predict(snapshot.function(NIC), snapshot).findings if f.code == "INTX001"]
+    assert "unbind" not in (finding.remedy or "")
+    assert remedy in (finding.remedy or "")
+    assert any("0000:00:17.0 cannot move: it holds / (sda)" in item for item in finding.evidence)
+
+
+@pytest.mark.parametrize(
+    ("fields", "handlers", "others"),
+    [
+        ({"net": ("enp0s16",)}, "eth0", ()),
+        ({"driver": "vfio-pci"}, "eth0", ("eth0",)),
+        ({"driver": "serial"}, "ttyS4, ehci_hcd:usb1", ("ehci_hcd:usb1",)),
+        ({"driver": "ahci"}, "ahci[0000:00:10.0], ahci[0000:00:11.0]", ("ahci[0000:00:11.0]",)),
+        ({"driver": "ehci-pci", "directories": ("usb1",)}, "ehci_hcd:usb1, ehci_hcd:usb2", ("ehci_hcd:usb2",)),
+        ({"driver": "snd_hda_intel"}, "snd_hda_intel:card0, eth0", ("eth0",)),
+    ],
+)
+def test_a_card_s_own_handlers_are_not_counted_as_others(
+    tmp_path: Path, fields: dict[str, object], handlers: str, others: tuple[str, ...]
+) -> None:
+    tree = nic_host(tmp_path, **fields).tree
+    tree.interrupts({21: (7, "IO-APIC  21-fasteoi", handlers)})
+    snapshot = take_snapshot(tree.root)
+    assert predict(snapshot.function(NIC), snapshot).subject.handlers == others

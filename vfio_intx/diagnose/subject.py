@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vfio_intx.diagnose.masking import Verdict, masking_verdict
 from vfio_intx.diagnose.routing import RootPin, known_routes, root_pin
-from vfio_intx.host.iommu import Group
+from vfio_intx.host.iommu import Group, is_vfio_driver
 from vfio_intx.host.irq import IrqLine
 from vfio_intx.host.log import History, history_of
 from vfio_intx.host.pci import PciFunction
@@ -101,8 +101,8 @@ def _subject(
     if where is not None and where in routes:
         irq, irq_source = routes[where], f"other functions on pin {function.pin and function.pin.name} of the same slot"
     handlers = snapshot.handlers_of(irq) if irq else ()
-    own = own_handlers(function, handlers)
     neighbours = tuple(other for other in by_line.get(irq, ()) if other.bdf != function.bdf) if irq else ()
+    own = own_handlers(function, handlers) or _only_candidate(function, handlers, neighbours)
     others = tuple(handler for handler in handlers if handler not in own)
     verdict = masking_verdict(function, snapshot, history, vm.disintx_changes)
     return Subject(function, snapshot, vm, history, irq, irq_source, own, others, neighbours, verdict)
@@ -117,9 +117,20 @@ def own_handlers(function: PciFunction, handlers: tuple[str, ...]) -> tuple[str,
         head, _, rest = handler.partition(":")
         if rest.startswith("usb"):
             return rest in function.files
+        if f"[{function.bdf}]" in handler or (plain == "serial" and handler.startswith("ttyS")):
+            return True
         return handler in names or (plain != "" and head.replace("-", "_") == plain)
 
     return tuple(handler for handler in handlers if is_own(handler))
+
+
+def _only_candidate(
+    function: PciFunction, handlers: tuple[str, ...], neighbours: tuple[PciFunction, ...]
+) -> tuple[str, ...]:
+    # An interface that was renamed after its driver asked for the line: one handler, one driver, they go together.
+    alone = len(handlers) == 1 and not any(other.driver.value for other in neighbours)
+    driver = function.driver.get("")
+    return handlers if alone and driver and not is_vfio_driver(driver) and not handlers[0].startswith("vfio-") else ()
 
 
 def owner_of(handler: str, neighbours: Iterable[PciFunction]) -> PciFunction | None:

@@ -10,6 +10,8 @@ from vfio_intx.diagnose.masking import Masking
 from vfio_intx.diagnose.rules.rule import Seen, rule
 from vfio_intx.diagnose.subject import Subject, owner_of
 from vfio_intx.host.iommu import is_vfio_driver
+from vfio_intx.host.pci import PciFunction
+from vfio_intx.wiring.refusals import refusals
 
 #: ``__report_bad_irq`` comes at 99.9 % of 100,000; long before that the line is worth a warning.
 _UNHANDLED_SHARE, _FEWEST = 0.01, 1000
@@ -36,25 +38,36 @@ def exclusive_conflict(subject: Subject) -> Iterator[Seen]:
     if subject.verdict.masking is not Masking.EXCLUSIVE or not subject.handlers:
         return
     names = ", ".join(subject.handlers)
-    where = tuple(owner for handler in subject.handlers if (owner := owner_of(handler, subject.neighbours)))
+    found = (owner_of(handler, subject.neighbours) for handler in subject.handlers)
+    owners = tuple(dict.fromkeys(owner for owner in found if owner is not None))
+    needed = [(owner, reason) for owner in owners for reason in refusals(owner, subject.snapshot)]
+    verb = "is" if len(subject.handlers) == 1 else "are"
     yield Seen(
         Severity.CRITICAL,
-        f"IRQ {subject.irq} would have to be its alone, but {names} "
-        + ("is" if len(subject.handlers) == 1 else "are")
-        + " on it",
+        f"IRQ {subject.irq} would have to be its alone, but {names} {verb} on it",
         (
             f"{subject.actions_file}: {names}",
             f"{subject.verdict.source}: {subject.verdict.why}",
-            *(f"/sys/bus/pci/devices/{owner.bdf}: {owner.driver.get('')} on IRQ {subject.irq}" for owner in where),
+            *(f"/sys/bus/pci/devices/{owner.bdf}: {owner.driver.get('')} on IRQ {subject.irq}" for owner in owners),
+            *(f"{reason.source}: {owner.bdf} cannot move: it {reason.text}" for owner, reason in needed),
         ),
         "QEMU would fail: Failed to set up TRIGGER eventfd signaling for interrupt INTX-0: Device or resource busy",
-        " && ".join(
-            f"echo {owner.bdf} > /sys/bus/pci/drivers/{owner.driver.get('')}/unbind"
-            for owner in dict.fromkeys(where)
-            if owner.driver.value
-        )
-        or None,
+        _way_out(subject, owners, movable=not needed),
     )
+
+
+def _way_out(subject: Subject, owners: tuple[PciFunction, ...], *, movable: bool) -> str | None:
+    """Free the line of what may go; what the host lives on is never told to go."""
+    moves = [f"echo {owner.bdf} > {_driver(owner)}/unbind" for owner in owners if owner.driver.value]
+    if movable:
+        return " && ".join(moves) or None
+    if subject.verdict.source == subject.snapshot.kernel.nointxmask.source:
+        return f"modprobe -r vfio-pci && modprobe vfio-pci nointxmask=0 && vfio-intx bind {subject.name}"
+    return "put this card into another slot, one with a line of its own"
+
+
+def _driver(function: PciFunction) -> str:
+    return f"/sys/bus/pci/drivers/{function.driver.get('')}"
 
 
 @rule(
