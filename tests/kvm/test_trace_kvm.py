@@ -16,14 +16,16 @@ import pytest
 from vfio_intx.abi import kvm
 from vfio_intx.abi.call import close_all
 from vfio_intx.chain.scheme import Scheme
+from vfio_intx.cli.trace_cost import measure_added_us
 from vfio_intx.deadline import Deadline
 from vfio_intx.errors import KernelError, MissingError
 from vfio_intx.host.root import HostRoot
 from vfio_intx.microvm.bench import Ceiling
-from vfio_intx.names import Gsi
+from vfio_intx.names import Bdf, Gsi
 from vfio_intx.observe.collect import Report, Tracer
 from vfio_intx.observe.events import Enable, Kind, Target, Tracepoint, plan
 from vfio_intx.observe.target import resolve, threads_of
+from vfio_intx.observe.traced import Traced
 from vfio_intx.observe.tracing import CLOCK, Instance, find_tracefs, sweep
 
 pytestmark = pytest.mark.kvm
@@ -274,3 +276,16 @@ def test_every_thread_is_a_thread_of_the_vm() -> None:
     assert os.getpid() in threads_of(ROOT, os.getpid())
     with pytest.raises(MissingError, match="no process"):
         threads_of(ROOT, 4_194_304)
+
+
+def test_the_added_time_is_measured_and_leaves_nothing() -> None:
+    assert abs(measure_added_us(ROOT)) < 10_000
+
+
+def test_a_line_that_cannot_be_traced_is_left_out_with_the_reason() -> None:
+    absent = Bdf.parse("0000:ff:1f.7")
+    with Traced(ROOT) as traced:
+        traced.follow([absent])
+        assert "0000:ff:1f.7" in traced.why_not[absent]
+        assert traced.latencies() == {}
+        traced.follow([])

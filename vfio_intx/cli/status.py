@@ -53,8 +53,10 @@ def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
         vms = gather(root, interval_s=interval_s, budget_s=arguments.timeout, witness=witness)
     if arguments.watch:
         from vfio_intx.cli.watch import watch
+        from vfio_intx.observe.traced import Traced
 
-        return watch(watcher, vms, interval_s=interval_s, as_json=arguments.json)
+        traced = Traced(root) if arguments.trace else None
+        return watch(watcher, vms, interval_s=interval_s, as_json=arguments.json, traced=traced)
     states = watcher.tick()
     if arguments.json:
         print_json("status/1", {"vms": [vm.as_json() for vm in vms], "states": [row.as_json() for row in states]})

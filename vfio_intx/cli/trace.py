@@ -37,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, help="record for so long (default: 10, or until --count)")
     parser.add_argument("--count", help="stop after so many interrupts")
     parser.add_argument("--buffer-kb", help="buffer of each CPU (default: by the number of CPUs, 16384 at most)")
+    parser.add_argument(
+        "--cost", action="store_true", help="first measure what tracing adds to an interrupt here (micro VM, 3 s)"
+    )
     parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
     parser.add_argument("--json-to", type=Path, metavar="FILE", help="the result as JSON into a file")
     parser.add_argument("--spans", type=Path, metavar="FILE", help="every interrupt, one JSON object a line")
@@ -57,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     name = _name(arguments, target, pid)
     timeline = Timeline() if arguments.html else None
     gc.set_threshold(_COLLECT_AFTER)
+    added_us = _added_us() if arguments.cost else None
     with contextlib.ExitStack() as stack:
         exports = [stack.enter_context(export) for export in _exports(arguments, name)]
         tracer = Tracer(target, root=HostRoot(), pid=pid, size_kb=size_kb, sink=_sink(exports, timeline))
@@ -67,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
             export.note(report.anomalies)
     if arguments.html is not None and timeline is not None:
         _write_page(arguments.html, report, timeline, name)
-    _print(report, arguments, name)
+    _print(report, arguments, name, added_us)
     return 0 if report.summary.interrupts and not report.lost_events and report.ended != "vm-gone" else 1
 
 
@@ -158,10 +162,18 @@ def _write_page(path: Path, report: Report, timeline: Timeline, name: str) -> No
         raise KernelError("write", str(path), error.errno or 0) from error
 
 
-def _print(report: Report, arguments: argparse.Namespace, name: str) -> None:
+def _added_us() -> float:
+    from vfio_intx.cli.trace_cost import measure_added_us
+
+    return measure_added_us(HostRoot())
+
+
+def _print(report: Report, arguments: argparse.Namespace, name: str, added_us: float | None) -> None:
     from vfio_intx.observe.report import to_json
 
     payload = to_json(report)
+    if added_us is not None:
+        payload["cost"] = {**dict(payload["cost"]), "added_us": added_us}  # type: ignore[call-overload]
     if arguments.json_to is not None:
         try:
             print_json("trace/1", payload, to=arguments.json_to)
@@ -171,6 +183,8 @@ def _print(report: Report, arguments: argparse.Namespace, name: str) -> None:
         print_json("trace/1", payload)
     elif arguments.json_to is None:
         _print_table(report, name)
+        if added_us is not None:
+            console().print(f"tracing adds {added_us} us from one interrupt to the next, at this host's ceiling")
 
 
 def _print_table(report: Report, name: str) -> None:

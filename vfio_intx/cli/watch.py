@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import select
 import sys
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from vfio_intx.observe.status import VmStatus
+    from vfio_intx.observe.traced import Traced
     from vfio_intx.wiring.line import LineReport
 
     Known = Mapping[Bdf, tuple[VmStatus, LineReport]]
@@ -33,8 +35,8 @@ _SORTS: tuple[tuple[str, Callable[[Row], object]], ...] = (
     ("state", lambda row: (-_WORST.index(row.state.word.value), row.bdf)),
 )
 _STYLES = {"stuck": "bold red", "storming": "bold red", "polling": "bold red", "masked": "yellow", "waiting": "yellow"}
-_HEADS = ("device", "VM", "scheme", "GSI", "host IRQ", "a second", "last", "state")
-_RIGHT = (3, 4, 5, 6)
+_HEADS = ("device", "VM", "scheme", "GSI", "host IRQ", "a second", "last", "ack p50/p99 us", "state")
+_RIGHT = (3, 4, 5, 6, 7)
 _HELP = "s sort   j k move   enter detail   q quit"
 
 
@@ -63,12 +65,35 @@ class View:
         return sorted(rows, key=_SORTS[self.sort][1])  # type: ignore[arg-type]
 
 
-def watch(watcher: Watcher, vms: tuple[VmStatus, ...], *, interval_s: float, as_json: bool) -> int:
-    """Watch until ``q`` or Ctrl-C (0). With *as_json*, one object a line and tick."""
+def watch(
+    watcher: Watcher, vms: tuple[VmStatus, ...], *, interval_s: float, as_json: bool, traced: Traced | None = None
+) -> int:
+    """Watch until ``q`` or Ctrl-C (0). With *as_json*, one object a line and tick.
+
+    :param traced: where given, every line is traced besides, and the time to the acknowledge shown.
+    """
     known = {line.bdf: (vm, line) for vm in vms for line in vm.lines}
-    watcher.tick()
-    if as_json or not sys.stdout.isatty():
-        return _stream(watcher, interval_s, as_json)
+    with traced or contextlib.nullcontext():
+        tick = _ticker(watcher, traced)
+        tick()
+        if as_json or not sys.stdout.isatty():
+            return _stream(tick, interval_s, as_json)
+        return _redraw(tick, known, interval_s)
+
+
+def _ticker(watcher: Watcher, traced: Traced | None) -> Callable[[], list[Row]]:
+    def tick() -> list[Row]:
+        rows = watcher.tick()
+        if traced is None:
+            return rows
+        traced.follow(row.bdf for row in rows)
+        times = traced.latencies()
+        return [dataclasses.replace(row, ack_us=times.get(row.bdf)) for row in rows]
+
+    return tick
+
+
+def _redraw(tick: Callable[[], list[Row]], known: Known, interval_s: float) -> int:
     from rich.live import Live
 
     view = View()
@@ -77,7 +102,7 @@ def watch(watcher: Watcher, vms: tuple[VmStatus, ...], *, interval_s: float, as_
         due = time.monotonic()
         while not view.quit:
             if time.monotonic() >= due:
-                rows = watcher.tick()
+                rows = tick()
                 due = time.monotonic() + interval_s
             live.update(_screen(view, rows, known), refresh=True)
             key = wait(max(0.0, due - time.monotonic()))
@@ -86,11 +111,11 @@ def watch(watcher: Watcher, vms: tuple[VmStatus, ...], *, interval_s: float, as_
     return 0
 
 
-def _stream(watcher: Watcher, interval_s: float, as_json: bool) -> int:
+def _stream(tick: Callable[[], list[Row]], interval_s: float, as_json: bool) -> int:
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             time.sleep(interval_s)
-            rows = watcher.tick()
+            rows = tick()
             if as_json:
                 found = {"schema": "vfio-intx/watch/1", "lines": [row.as_json() for row in rows]}
                 print(msgspec.json.encode(found).decode(), flush=True)
@@ -154,7 +179,8 @@ def _aligned(line: tuple[str, ...], widths: list[int]) -> str:
 
 def _cells(row: Row, known: Known) -> tuple[str, ...]:
     last = "-" if row.last_s is None else f"{row.last_s:.0f} s"
-    return (*_names(row, known), str(row.irq), f"{row.rate:,.1f}", last, str(row.state))
+    acknowledged = "-" if row.ack_us is None else "/".join(f"{value:,.0f}" for value in row.ack_us)
+    return (*_names(row, known), str(row.irq), f"{row.rate:,.1f}", last, acknowledged, str(row.state))
 
 
 def _names(row: Row, known: Known) -> tuple[str, str, str, str]:

@@ -25,7 +25,7 @@ _ALL_ONES = b"\xff" * 8
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line after a tick.
+    """One line after a tick. ``ack_us`` is p50 and p99 from handler to acknowledge, where the line is traced.
 
     :ivar rate: interrupts a second since the tick before.
     :ivar last_s: seconds since an interrupt was last seen; None if none was since the watching began.
@@ -37,6 +37,7 @@ class Row:
     rate: float
     last_s: float | None
     state: State
+    ack_us: tuple[float, float] | None = None
 
     def as_json(self) -> dict[str, object]:
         """One entry of ``lines`` of ``vfio-intx/watch/1``."""
@@ -46,6 +47,7 @@ class Row:
             "host_interrupts": self.count,
             "per_second": round(self.rate, 1),
             "last_interrupt_s": None if self.last_s is None else round(self.last_s, 1),
+            "ack_us": None if self.ack_us is None else {"p50": self.ack_us[0], "p99": self.ack_us[1]},
             "state": str(self.state),
             "why": self.state.why,
         }
