@@ -153,8 +153,12 @@ class Lane:
         return not ioapic.is_requested(self._gsi) and not ioapic.is_remote_irr(self._gsi)
 
     def settle(self) -> None:
-        """Wait until all handler runs of the last round are over. :raise VerifyError: they go on."""
+        """Wait until all handler runs of the last round are over.
+
+        :raise VerifyError: they go on. :raise UnexpectedExit: the vCPU has died.
+        """
         if not _reached(self._pin_rests, _SETTLE_S):
+            self.wiring.check()
             raise VerifyError(f"waited {_SETTLE_S:g} s for the guest's pin to come to rest in vain")
 
     def close(self) -> None:

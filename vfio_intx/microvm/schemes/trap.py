@@ -61,8 +61,11 @@ class Trap(Wiring):
             self._loop.check()
 
     def _inject(self) -> None:
-        self._pending = True
+        # In this order: an access that comes in between is then ignored, the level stays up, and the guest's next run
+        # of the handler makes another. The other way round it would lower a level that is raised only afterwards, and
+        # that nobody lowers any more.
         kvm.set_line(self.machine.fd, self._high)
+        self._pending = True
 
     def accessed(self) -> None:
         """The guest touched the BAR: take that for the EOI, if one is awaited (``vfio_intx_eoi`` of QEMU)."""
