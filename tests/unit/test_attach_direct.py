@@ -59,7 +59,7 @@ class PatchedVm(FakeVm):
         given = "x-intx-eventfds" in device and not self.ignores
         return {
             "qom-path": f"/machine/peripheral/{name}", "device-id": name, "host": device["host"], "mode": "intx",
-            "wanted": "irqfd", "scheme": "irqfd", "irqchip": "kernel", "pin": 1, "route": "enabled", "gsi": self.gsi,
+            "wanted": "irqfd", "scheme": "trap", "irqchip": "kernel", "pin": 1, "route": "enabled", "gsi": self.gsi,
             "eventfds": "given" if given else "qemu", "pending": False, "mmaps": True, "interrupts": 0, "eois": 0,
             "switches": 0, "failures": 0,
         }  # fmt: skip

@@ -156,7 +156,7 @@ def _add_direct(request: Request, monitor: Monitor, root: HostRoot, arguments: d
         check_eventfds(pair, proc=root.at("proc"))
         with lent(monitor, names_of(pair)) as value:
             add(monitor, {**arguments, EVENTFDS: value}, budget_s=request.timeout_s)
-    verify(monitor, request.bdf, Eventfds.GIVEN)
+    verify(monitor, request.bdf, Eventfds.GIVEN, running=False)
 
 
 def _the_device(request: Request, monitor: Monitor) -> PassedThrough:

@@ -104,10 +104,13 @@ def take_back(monitor: Monitor, state: IntxState) -> None:
     monitor.execute("qom-set", {"path": state.path, "property": EVENTFDS, "value": ""})
 
 
-def verify(monitor: Monitor, bdf: Bdf, expected: Eventfds) -> IntxState:
-    """Read back whose eventfds the line uses. :raise VerifyError: not *expected*'s, or it runs another scheme now."""
+def verify(monitor: Monitor, bdf: Bdf, expected: Eventfds, *, running: bool = True) -> IntxState:
+    """Read back whose eventfds the line uses. :raise VerifyError: not *expected*'s, or it runs another scheme now.
+
+    :param running: whether it must run irqfd already; a device that was just added waits for the guest's route.
+    """
     state = read_state(monitor, bdf)
-    if state.eventfds is not expected or state.live_scheme not in (Scheme.IRQFD, Scheme.SPLIT):
+    if state.eventfds is not expected or (running and state.live_scheme not in (Scheme.IRQFD, Scheme.SPLIT)):
         now = "nothing" if state.live_scheme is None else state.live_scheme.value
         raise VerifyError(
             f"{bdf}: QEMU agreed, but uses eventfds of {state.eventfds.value!r} and runs {now}",

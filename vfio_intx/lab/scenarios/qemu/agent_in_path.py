@@ -35,7 +35,7 @@ from vfio_intx.lab.scenarios.qemu.switch_under_load import NETWORK, NIC, STREAMS
 from vfio_intx.lab.spec import LabSpec
 from vfio_intx.names import Bdf
 from vfio_intx.qemu import replies
-from vfio_intx.qemu.intx_state import SCHEME, Eventfds, IntxState
+from vfio_intx.qemu.intx_state import SCHEME, Eventfds, IntxState, LiveScheme
 
 SPEC = LabSpec(kernels.DEFAULT, (NIC,))
 DEADLINE_S = 1800.0
@@ -60,6 +60,8 @@ def inside(context: Context) -> dict[str, object]:
         interface = guest.wait_interface()
         set_network_up(guest, NETWORK, interface)
         ping(guest, NETWORK)
+        if _state(guest).scheme is not LiveScheme.IRQFD:
+            raise VerifyError(f"the line does not run irqfd on eventfds of ours: {_state(guest)}")
         start_pings(guest, NETWORK, STREAMS)
         rates = _rates(context, guest, card)
         before = host_count(card), guest.interrupt_count(interface)
