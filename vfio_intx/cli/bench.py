@@ -140,8 +140,9 @@ def _ceiling(arguments: argparse.Namespace, kvm_fd: int, root: HostRoot) -> int:
     ceiling = Ceiling(kvm_fd)
     partial = False
     try:
-        print(f"ceiling: pid {os.getpid()} gsi {ceiling.figures.gsi}", file=sys.stderr, flush=True)
         try:
+            # Inside: whoever reads this line may press Ctrl-C before the next one.
+            print(f"ceiling: pid {os.getpid()} gsi {ceiling.figures.gsi}", file=sys.stderr, flush=True)
             ceiling.run(seconds, count)
         except KeyboardInterrupt:
             partial = True
