@@ -26,7 +26,8 @@ from vfio_intx.observe.collect import Report, Tracer
 from vfio_intx.observe.events import Enable, Kind, Target, Tracepoint, plan
 from vfio_intx.observe.target import resolve, threads_of
 from vfio_intx.observe.traced import Traced
-from vfio_intx.observe.tracing import CLOCK, Instance, find_tracefs, sweep
+from vfio_intx.observe.tracefs import CLOCK, find_tracefs, sweep
+from vfio_intx.observe.tracing import Instance
 
 pytestmark = pytest.mark.kvm
 

@@ -31,7 +31,7 @@ from vfio_intx.microvm.bench import Ceiling
 from vfio_intx.names import Gsi
 from vfio_intx.observe.events import Enable, plan
 from vfio_intx.observe.target import resolve
-from vfio_intx.observe.tracing import find_tracefs
+from vfio_intx.observe.tracefs import find_tracefs
 
 CORES_MOST = 1.0
 #: Files that some kernels (without function tracing for us) refuse to open and trace-cmd insists on.

@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace, machine: Machine | None = None) -> int:
 
 def _sweep(machine: Machine) -> None:
     """Remove the tracefs instances that a killed ``trace`` left, too: what the user wants back is the whole machine."""
-    from vfio_intx.observe.tracing import sweep
+    from vfio_intx.observe.tracefs import sweep
 
     with contextlib.suppress(WorldError):
         sweep(machine.root)

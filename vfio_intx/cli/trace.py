@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", help="stop after so many interrupts")
     parser.add_argument("--buffer-kb", help="buffer of each CPU (default: by the number of CPUs, 16384 at most)")
     parser.add_argument(
-        "--cost", action="store_true", help="first measure what tracing adds to an interrupt here (micro VM, 3 s)"
+        "--cost", action="store_true", help="measure afterwards what tracing adds to an interrupt here (micro VM, 3 s)"
     )
     parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
     parser.add_argument("--json-to", type=Path, metavar="FILE", help="the result as JSON into a file")
@@ -60,7 +60,6 @@ def run(arguments: argparse.Namespace) -> int:
     name = _name(arguments, target, pid)
     timeline = Timeline() if arguments.html else None
     gc.set_threshold(_COLLECT_AFTER)
-    added_us = _added_us() if arguments.cost else None
     with contextlib.ExitStack() as stack:
         exports = [stack.enter_context(export) for export in _exports(arguments, name)]
         tracer = Tracer(target, root=HostRoot(), pid=pid, size_kb=size_kb, sink=_sink(exports, timeline))
@@ -71,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
             export.note(report.anomalies)
     if arguments.html is not None and timeline is not None:
         _write_page(arguments.html, report, timeline, name)
-    _print(report, arguments, name, added_us)
+    _print(report, arguments, name, _added_us() if arguments.cost else None)
     return 0 if report.summary.interrupts and not report.lost_events and report.ended != "vm-gone" else 1
 
 

@@ -21,7 +21,8 @@ from vfio_intx.observe.span import Anomaly, Span
 from vfio_intx.observe.spans import Joiner
 from vfio_intx.observe.summary import Summary
 from vfio_intx.observe.target import learn, only_of
-from vfio_intx.observe.tracing import Instance, Keeper, read_start
+from vfio_intx.observe.tracefs import read_start
+from vfio_intx.observe.tracing import Instance, Keeper
 
 #: How far behind the reading the joining stays, in ns.
 _BEHIND_NS = 5_000_000

@@ -1,10 +1,5 @@
 """One private tracefs instance for one run: made, filled with filtered events, drained page by page, always removed.
 
-A tracefs instance outlives its maker. So its name is the record of its owner: ``vfio-intx-PID-START-NAMESPACE-N``, with
-the process's start time (clock ticks since boot) and its pid namespace, made in the one step that makes the instance.
-The next run removes those whose owner no longer lives (:func:`sweep`). A second guard is the kernel's: an instance that
-somebody has open cannot be removed.
-
 The global buffer and its settings are never written to. Enabling an event in an instance does not enable it elsewhere.
 
 Sources: ``Documentation/trace/ftrace.rst`` (instances), ``Documentation/trace/events.rst`` (filters),
@@ -15,11 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -33,112 +26,13 @@ from vfio_intx.abi.tracepoints import (
     parse_header_page,
     parse_statistics,
 )
-from vfio_intx.deadline import Deadline
 from vfio_intx.errors import KernelError, MissingError, VerifyError
-from vfio_intx.host.root import HostRoot, read_text
+from vfio_intx.host.root import HostRoot
 from vfio_intx.observe.events import LOST, Enable
+from vfio_intx.observe.tracefs import CLOCK, check_clock, find_tracefs, lockdown, new_name, put, remove, sweep
 
-#: The clock of every instance of ours: the same as :func:`time.monotonic_ns`, so that a moment of our own can be
-#: compared with an event's, and one clock for all CPUs, unlike the default ``local``.
-CLOCK = "mono"
-
-_NAME = re.compile(r"vfio-intx-([1-9][0-9]{0,9})-([0-9]{1,20})-([0-9]{1,20})-([0-9]{1,10})", re.ASCII)
 _CPU = re.compile(r"cpu([0-9]{1,5})", re.ASCII)
 _PAGE = 4096
-_REMOVE_S = 5.0
-_serial = itertools.count()
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """A process that can be told from a later one of the same number.
-
-    :ivar start: its start time in clock ticks since boot (``/proc/PID/stat``, field 22).
-    :ivar namespace: the inode of its pid namespace: a number means nothing in another one.
-    """
-
-    pid: int
-    start: int
-    namespace: int
-
-
-def read_start(root: HostRoot, pid: int) -> int | None:
-    """When process *pid* started, in clock ticks since boot; None if there is no such process."""
-    stat = read_text(root.at("proc", str(pid), "stat"), root=root).value
-    # The second field is the command in parentheses, and may itself hold blanks and parentheses.
-    fields = stat.rpartition(")")[2].split() if stat else []
-    return int(fields[19]) if len(fields) > 19 and fields[19].isdigit() else None
-
-
-def _namespace(root: HostRoot) -> int:
-    try:
-        return root.at("proc/self/ns/pid").stat().st_ino
-    except OSError:
-        return 0
-
-
-def find_tracefs(root: HostRoot) -> Path:
-    """Where tracefs is mounted. :raise MissingError: nowhere. :raise KernelError: we may not look."""
-    for parts in ("sys/kernel/tracing", "sys/kernel/debug/tracing"):
-        place = root.at(parts)
-        try:
-            if (place / "instances").is_dir():
-                return place
-        except PermissionError as error:
-            raise KernelError(
-                "open", f"/{parts}", error.errno or 0, hint="tracing needs root: run with sudo"
-            ) from error
-    if os.geteuid() != 0:
-        raise KernelError("open", "/sys/kernel/tracing", errno.EACCES, hint="tracing needs root: run with sudo")
-    raise MissingError(
-        "tracefs is not mounted", hint="mount -t tracefs nodev /sys/kernel/tracing (a kernel with CONFIG_FTRACE has it)"
-    )
-
-
-def sweep(root: HostRoot) -> list[str]:
-    """Remove the instances of ours whose owner no longer lives; their names. Those that will not go stay, silently.
-
-    An instance of another pid namespace is left alone: whether its owner lives cannot be seen from here.
-    """
-    instances = find_tracefs(root) / "instances"
-    here = _namespace(root)
-    swept = []
-    for name in sorted(instance.name for instance in instances.iterdir()):
-        match = _NAME.fullmatch(name)
-        if match is None or int(match[3]) != here or read_start(root, int(match[1])) == int(match[2]):
-            continue
-        with contextlib.suppress(OSError):
-            _remove(instances / name)
-            swept.append(name)
-    return swept
-
-
-def _remove(instance: Path) -> None:
-    """Switch everything off, then rmdir. :raise OSError: EBUSY while somebody holds it open past the deadline."""
-    for file in ("tracing_on", "events/enable"):
-        with contextlib.suppress(FileNotFoundError):
-            (instance / file).write_text("0")
-    deadline = Deadline.after("tracefs instance removed", _REMOVE_S)
-
-    def gone() -> bool:
-        try:
-            instance.rmdir()
-        except FileNotFoundError:
-            return True
-        except OSError as error:
-            # A reader in another thread of the kernel (a splice, an event being switched off) holds it for a moment.
-            if error.errno == errno.EBUSY and not deadline.passed():
-                return False
-            raise
-        return True
-
-    deadline.poll(gone)
-
-
-def _lockdown(root: HostRoot) -> str | None:
-    """The kernel's lockdown mode if it forbids tracing, else None."""
-    modes = read_text(root.at("sys/kernel/security/lockdown"), root=root).get("")
-    return "confidentiality" if "[confidentiality]" in modes else None
 
 
 class Keeper(Protocol):
@@ -190,10 +84,7 @@ class Instance:
     def __enter__(self) -> Instance:
         tracefs = find_tracefs(self._root)
         sweep(self._root)
-        pid = os.getpid()
-        start = read_start(self._root, pid) or 0
-        name = f"vfio-intx-{pid}-{start}-{_namespace(self._root)}-{next(_serial)}"
-        path = tracefs / "instances" / name
+        path = tracefs / "instances" / new_name(self._root)
         try:
             path.mkdir()
         except OSError as error:
@@ -201,8 +92,11 @@ class Instance:
         self._path = path
         try:
             self._set_up(tracefs)
-        except BaseException:
-            self.close()
+        except BaseException as error:
+            try:
+                self.close()
+            except KernelError as second:
+                error.add_note(str(second))
             raise
         return self
 
@@ -215,7 +109,7 @@ class Instance:
         path, self._path = self._path, None
         if path is not None:
             try:
-                _remove(path)
+                remove(path)
             except OSError as error:
                 hint = f"when nothing holds it open any more: rmdir {path}"
                 raise KernelError("rmdir", str(path), error.errno or 0, hint=hint) from error
@@ -228,7 +122,7 @@ class Instance:
         hint = None
         if error.errno in (errno.EPERM, errno.EACCES):
             hint = "tracing needs root: run with sudo"
-            if _lockdown(self._root):
+            if lockdown(self._root):
                 hint = "the kernel is locked down (confidentiality), which forbids tracing: see kernel_lockdown(7)"
         elif error.errno == errno.ENOMEM:
             hint = "ask for a smaller buffer"
@@ -237,7 +131,7 @@ class Instance:
     def _write(self, file: str, text: str) -> None:
         path = self._at / file
         try:
-            path.write_text(text)
+            put(path, text)
         except OSError as error:
             raise self._refused("write", path, error) from error
 
@@ -259,7 +153,7 @@ class Instance:
         self._write("buffer_size_kb", str(self.size_kb))
         with contextlib.suppress(OSError):
             # Names of threads are not needed, and keeping them would hook every context switch.
-            (self._at / "options/record-cmd").write_text("0")
+            put(self._at / "options/record-cmd", "0")
         parse_header_event(self._describe(tracefs / "events/header_event", "header_event"))
         wanted = list(self._enable_all())
         layout = parse_header_page(self._describe(tracefs / "events/header_page", "header_page"))
@@ -268,13 +162,9 @@ class Instance:
         self._open_readers()
 
     def _choose_clock(self) -> None:
-        offered = self._read(self._at / "trace_clock").replace("[", "").replace("]", "").split()
-        if CLOCK not in offered:
-            raise MissingError(
-                f"this kernel does not offer the trace clock {CLOCK}, only {', '.join(offered)}",
-                hint="times of several CPUs cannot be compared without it; use a kernel from 4.0 on",
-            )
+        check_clock(self._read(self._at / "trace_clock"))
         self._write("trace_clock", CLOCK)
+        self.verify_clock()
 
     def _enable_all(self) -> Iterator[Wanted]:
         for enable in self._enables:
