@@ -25,7 +25,6 @@ from vfio_intx.microvm.schemes import Wiring, wiring_of
 from vfio_intx.wiring.direct import line_steps, unmask_eventfd_step
 from vfio_intx.wiring.undoable import Step, Wired, perform
 
-_WORD = 0xFFFF_FFFF
 _SETTLE_S = 1.0
 #: Between two looks at a line that userspace has yet to open. A real sleep: on one CPU it lets userspace do so.
 _PAUSE_S = 0.00002
@@ -105,20 +104,20 @@ class Lane:
         :raise VerifyError: the guest's pin does not come to rest between two interrupts.
         """
         words, poll, eoi, now = self.machine.mailbox, self._poller.poll, self._eoi, time.perf_counter_ns
-        fire, is_open = self._line.asserter.fire, self._line.is_open
-        runs, idle, allowed_ms = Word.HANDLER_RUNS, Word.IDLE_RUNS, int(allowed_s * 1000)
+        fire, is_at_rest = self._line.asserter.fire, self._line.is_at_rest
+        runs, allowed_ms = Word.HANDLER_RUNS, int(allowed_s * 1000)
         acknowledged, lost, place = 0, 0, 0
         while place < count and lost < bearable:
             self._rest()
-            before = words[runs] - words[idle]
+            before = words[runs]
             began = now()
             fire()
             ready = poll(allowed_ms)
             if ready and ready[0][0] != eoi:
                 return Tally(place, acknowledged, lost)
             # At once under irqfd. Elsewhere userspace, which hears of the EOI when we do, has yet to open the line.
-            done = (words[runs] - words[idle] - before) & _WORD and is_open()
-            if ready and (done or self._wait_done(before, allowed_s)):
+            done = words[runs] != before and is_at_rest()
+            if ready and (done or self._is_through(before, allowed_s)):
                 durations[place] = now() - began
                 acknowledged += 1
             else:
@@ -128,15 +127,10 @@ class Lane:
             place += 1
         return Tally(place, acknowledged, lost)
 
-    def _wait_done(self, before: int, allowed_s: float) -> bool:
-        """Wait until the handler has found something to do since it had *before* times, and the line is open."""
-        words = self.machine.mailbox
-
-        def done() -> bool:
-            quieted = words[Word.HANDLER_RUNS] - words[Word.IDLE_RUNS] - before
-            return bool(quieted & _WORD) and self._line.is_open()
-
-        return _reached(done, allowed_s)
+    def _is_through(self, before: int, allowed_s: float) -> bool:
+        """Wait until the handler has run since its count was *before*, and the line is at rest."""
+        words, line = self.machine.mailbox, self._line
+        return _reached(lambda: words[Word.HANDLER_RUNS] != before and line.is_at_rest(), allowed_s)
 
     def _rest(self) -> None:
         """Wait until the last interrupt has left no trace, so that what is heard next belongs to the next one.

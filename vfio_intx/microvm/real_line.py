@@ -92,13 +92,14 @@ class RealLine:
             raise KernelError("pread", f"config of {self.opened.device.name}", error.errno or 0) from error
         return int.from_bytes(raw[:2], "little"), int.from_bytes(raw[2:], "little")
 
-    def is_open(self) -> bool:
-        """Whether the line is unmasked. (A card without DisINTx is masked at the host's irqchip and looks open.)"""
-        return not self.physical()[0] & PCI_COMMAND_INTX_DISABLE
+    def is_at_rest(self) -> bool:
+        """Whether the card is quiet and its line open: what was asserted has been heard, served and acknowledged.
 
-    def is_asserting(self) -> bool:
-        """Whether the card drives its line."""
-        return bool(self.physical()[1] & PCI_STATUS_INTERRUPT)
+        A card that cannot mask itself is masked at the host's irqchip, which is not seen here: then "quiet" is all.
+        The software trigger leaves no trace in the card, so with it this is always true.
+        """
+        command, status = self.physical()
+        return not (command & PCI_COMMAND_INTX_DISABLE or status & PCI_STATUS_INTERRUPT)
 
     def reset(self) -> None:
         """Quiet the card and open its line by force."""

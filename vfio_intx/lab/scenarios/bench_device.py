@@ -99,6 +99,8 @@ def _disagreements(said: Mapping[str, Any], traced: Mapping[str, int], count: in
         name = row["scheme"]
         if (row["triggers"], row["acknowledged"], row["lost"]) != (count, count, 0):
             wrong.append(f"{name}: {row['triggers']} asserted, {row['acknowledged']} acknowledged, {row['lost']} lost")
+        if row["handler_runs"] - row["repeated"] != row["triggers"]:
+            wrong.append(f"{name}: the guest quieted the card {row['handler_runs'] - row['repeated']} times")
         if host[name] != row["triggers"]:
             wrong.append(f"{name}: /proc/interrupts counted {host[name]}")
         if (row["vmm_wakeups_per_interrupt"] == 0) != (name == "irqfd"):
