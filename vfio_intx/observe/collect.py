@@ -7,7 +7,6 @@ round. An event that comes later still is counted (``late``), never hidden.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +14,6 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 
 from vfio_intx.abi.tracepoints import Event
-from vfio_intx.errors import KernelError
 from vfio_intx.host.irq import read_interrupts
 from vfio_intx.host.root import HostRoot
 from vfio_intx.observe.events import Target, plan
@@ -30,8 +28,6 @@ from vfio_intx.observe.tracing import Instance, Keeper
 _BEHIND_NS = 5_000_000
 #: Buffer of all CPUs together, and the bounds of one CPU's, in KiB.
 _ALL_KB, _LEAST_KB, _MOST_KB = 64 << 10, 1 << 10, 16 << 10
-#: A CPU's buffer that was found more than half full is doubled, up to this size.
-_MOST_GROWN_KB = 64 << 10
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5
 #: Events held back while the GSI is still to be learnt; then the older half is let go.
 _MOST_HELD = 200_000
@@ -146,9 +142,6 @@ class Tracer:
         self._join(self._pending[:place], last=False)
         # Half a buffer in one round is too much: come twice as often; an eighth: half as often.
         part = most / (self.instance.size_kb * 1024)
-        if part > 0.5 and self.instance.size_kb < _MOST_GROWN_KB:
-            with contextlib.suppress(KernelError):  # no memory for a larger one: go on with this one
-                self.instance.resize(self.instance.size_kb * 2)
         if part > 0.25:
             self._pause = max(_SHORTEST_PAUSE_S, self._pause / 2)
         elif part < 0.06:

@@ -51,7 +51,8 @@ class Instance:
     :ivar name: its name below ``instances``.
     :ivar missed: events that pages said were lost; the kernel's own count is in :meth:`statistics`.
     :ivar damaged: pages that contradicted themselves.
-    :ivar size_kb: of the buffer of each CPU.
+    :ivar size_kb: of the buffer of each CPU. It is set once: the kernel stops recording while it changes a buffer's
+        size (``tracing_stop_tr`` in ``__tracing_resize_ring_buffer``), and counts nothing of what it misses then.
 
     :raise MissingError: (on entering) no tracefs, no such clock, or an event of the list that this kernel lacks.
     :raise KernelError: (on entering) no rights, lockdown, no memory. Nothing is left behind.
@@ -219,11 +220,6 @@ class Instance:
     def stop(self) -> None:
         """Record nothing more; what was recorded can still be drained."""
         self._write("tracing_on", "0")
-
-    def resize(self, size_kb: int) -> None:
-        """Give each CPU another buffer size while recording. :raise KernelError: ENOMEM, the old size stays."""
-        self._write("buffer_size_kb", str(size_kb))
-        self.size_kb = size_kb
 
     def drain(self, out: list[Event]) -> int:
         """Append everything recorded so far to *out*, each CPU's events oldest first; the most bytes a CPU had.
