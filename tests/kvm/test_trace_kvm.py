@@ -264,7 +264,10 @@ def test_no_tracefs_is_one_clear_message() -> None:
 
 
 def test_without_root_it_says_what_is_needed() -> None:
-    command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *TRACE, "--pid", "1", "--gsi", "20"]
+    as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    if subprocess.run([*as_nobody, sys.executable, "-c", "import vfio_intx"], capture_output=True).returncode:
+        pytest.skip("the project or its Python lies below a folder that only root may enter; clone it elsewhere")
+    command = [*as_nobody, *TRACE, "--pid", "1", "--gsi", "20"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert "tracing needs root" in done.stderr
