@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,18 +24,33 @@ def line_state(**changes: Any) -> dict[str, Any]:
 
 @dataclass
 class PatchedVm(FakeVm):
-    """:ivar state: the line. :ivar refusal: what a switch is refused with. :ivar lies: a switch changes nothing."""
+    """A VM whose main loop answers commands and handles interrupts one after the other, as QEMU's does.
+
+    :ivar state: the line.
+    :ivar refusal: what a switch is refused with.
+    :ivar lies: a switch changes nothing.
+    """
 
     properties: tuple[str, ...] = ("host", "id", "x-no-kvm-intx", "x-intx-scheme", "x-intx-eventfds", "x-intx-state")
     state: dict[str, Any] = field(default_factory=line_state)
     refusal: str = ""
     lies: bool = False
+    _main_loop: threading.Lock = field(default_factory=threading.Lock)
 
-    def interrupt(self) -> None:
-        """One interrupt of the line, which QEMU sees unless KVM carries it."""
-        if self.state.get("scheme") in ("trap", "ack-eventfd"):
-            self.state["interrupts"] += 1
-            self.state["mmaps"] = self.state["scheme"] != "trap"
+    def interrupt(self, counted_by_host: Callable[[], None]) -> None:
+        """One interrupt of the line: the host counts it, and QEMU too unless KVM carries it.
+
+        No command is answered between the two: QEMU handles what was ready before it answers the next one.
+        """
+        with self._main_loop:
+            counted_by_host()
+            if self.state.get("scheme") in ("trap", "ack-eventfd"):
+                self.state["interrupts"] += 1
+                self.state["mmaps"] = self.state["scheme"] != "trap"
+
+    def _answer(self, command: str, arguments: dict[str, Any]) -> object:
+        with self._main_loop:
+            return super()._answer(command, arguments)
 
     def _query_vfio_intx(self) -> object:
         return [dict(self.state)]
