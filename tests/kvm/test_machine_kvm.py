@@ -9,6 +9,7 @@ import pytest
 
 from vfio_intx.abi import eventfd, kvm
 from vfio_intx.abi.call import close_all
+from vfio_intx.deadline import Deadline
 from vfio_intx.errors import KernelError, VerifyError
 from vfio_intx.microvm import device
 from vfio_intx.microvm.bench import Ceiling
@@ -72,7 +73,8 @@ def test_an_exit_that_nobody_expects_is_told_with_registers(kvm_fd: int) -> None
         assert CODE <= caught.value.registers["rip"] < CODE + 0x1000
         assert "rip=0x1" in str(caught.value)
         assert machine.vcpu is not None
-        assert eventfd.drain(machine.vcpu.gone) == 1
+        gone = machine.vcpu.gone
+        assert Deadline.after("word of it", 10).poll(lambda: eventfd.drain(gone) == 1)
         close_all(trigger)
 
 
