@@ -25,7 +25,15 @@ _SECOND_ROOT = (
 )
 
 #: An oops must not leave a half-dead L1 behind: it becomes a panic, and virtme-ng's panic=-1 turns that into an exit.
-_KERNEL = ("intel_iommu=on", "mitigations=off", "oops=panic", "tsc=nowatchdog", "random.trust_cpu=on")
+#: no_timer_check: on a loaded machine the emulated timer can be late enough for the kernel to give it up and panic.
+_KERNEL = (
+    "intel_iommu=on",
+    "mitigations=off",
+    "oops=panic",
+    "tsc=nowatchdog",
+    "random.trust_cpu=on",
+    "no_timer_check",
+)
 
 
 @dataclass(frozen=True, slots=True)
