@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import resource
@@ -213,9 +214,12 @@ def test_a_perfetto_file_keeps_to_the_trace_event_format(tmp_path: Path) -> None
             ends = event.ts + event.dur
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def full_disk() -> Iterator[None]:
-    """No file of ours may grow beyond a page: writes fail with EFBIG, as they fail with ENOSPC on a full disk."""
+    """No file may grow beyond a page in this block: writes fail with EFBIG, as they fail with ENOSPC on a full disk.
+
+    A block and no fixture: pytest's own output may be a file, too, and is written before a fixture ends.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
@@ -224,11 +228,11 @@ def full_disk() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.usefixtures("full_disk")
 @pytest.mark.parametrize("make", [SpansFile, lambda path: PerfettoFile(path, "line")])
 def test_a_full_disk_is_an_error_with_its_file_and_leaves_nothing(make: Any, tmp_path: Path) -> None:
-    with pytest.raises(KernelError, match="EFBIG") as caught, make(tmp_path / "out") as export:
-        export.add(many(400).done)
+    spans = many(400).done
+    with pytest.raises(KernelError, match="EFBIG") as caught, full_disk(), make(tmp_path / "out") as export:
+        export.add(spans)
     assert caught.value.target.endswith("out")
     assert caught.value.hint
     assert list(tmp_path.iterdir()) == []
