@@ -6,7 +6,7 @@ import argparse
 import platform
 from pathlib import Path
 
-from vfio_intx.diagnose.report import CONTENTS, LEFT_OUT, build, host_names, write_archive
+from vfio_intx.diagnose.report import CONTENTS, LEFT_OUT, build, host_interfaces, host_names, write_archive
 from vfio_intx.host.redact import Redactor
 from vfio_intx.host.root import HostRoot
 from vfio_intx.host.snapshot import take_snapshot
@@ -22,7 +22,8 @@ def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
     """List the contents, then write them."""
     host = root or HostRoot()
     snapshot = take_snapshot(host)
-    files = build(snapshot, Redactor(host_names(host)), platform.python_version())
+    redactor = Redactor(host_names(host), host_interfaces(host, snapshot))
+    files = build(snapshot, redactor, platform.python_version())
     for name, what in CONTENTS.items():
         print(f"{name:<16} {len(files[name]):>9} bytes  {what}")
     print(LEFT_OUT)

@@ -18,7 +18,7 @@ from vfio_intx.diagnose.prediction import predict_all
 from vfio_intx.errors import WorldError
 from vfio_intx.host.redact import Redactor
 from vfio_intx.host.replay import to_bytes
-from vfio_intx.host.root import HostRoot, read_text
+from vfio_intx.host.root import HostRoot, list_names, read_text
 from vfio_intx.host.snapshot import Snapshot
 
 #: What is in the archive, by file; shown before anything is written.
@@ -31,7 +31,16 @@ CONTENTS = {
 }
 #: Kernel parameters, by their beginnings, that bear on interrupts.
 _TELLING_WORDS = ("iommu", "intel_iommu", "amd_iommu", "pci", "vfio", "irq", "noapic", "nolapic", "kvm", "threadirqs")
-LEFT_OUT = "MAC and IP addresses, serial numbers, UUIDs, the host's and the VMs' names are replaced by hashes"
+LEFT_OUT = (
+    "MAC and IP addresses, serial numbers, UUIDs, the names of the host, of its network interfaces and of the VMs that "
+    "claim a function are replaced by hashes"
+)
+#: Facts in the words of the kernel and of this program. They name nobody, and a replay needs them as they are, even if
+#: the host is called "e1000".
+_OUR_WORDS = frozenset(
+    {"schema", "bdf", "config", "driver", "override", "power", "reset_methods", "files", "kvm", "owner", "what", "code",
+     "stage", "severity"}
+)  # fmt: skip
 
 
 def host_names(root: HostRoot) -> tuple[str, ...]:
@@ -40,9 +49,15 @@ def host_names(root: HostRoot) -> tuple[str, ...]:
     return tuple(part for name in names for part in {name.strip(), name.strip().split(".")[0]} if part)
 
 
+def host_interfaces(root: HostRoot, snapshot: Snapshot) -> frozenset[str]:
+    """The network interfaces of this host, without the loopback, which every host has."""
+    of_cards = (name for function in snapshot.functions.values() for name in function.interfaces.get(()))
+    return frozenset((*list_names(root.at("sys/class/net"), root=root).get(()), *of_cards)) - {"lo"}
+
+
 def build(snapshot: Snapshot, redactor: Redactor, python: str) -> Mapping[str, bytes]:
     """The files of the archive, cleaned."""
-    anonymous = _without_identity(snapshot)
+    anonymous = _without_identity(snapshot, redactor)
     pinned = [function for function in anonymous.functions.values() if function.pin is not None]
     found = [
         {"bdf": prediction.subject.name, "findings": [msgspec.to_builtins(item) for item in prediction.findings]}
@@ -68,7 +83,9 @@ def _clean(value: object, redactor: Redactor) -> object:
         return redactor.clean(value)
     if isinstance(value, list | tuple):
         return [_clean(item, redactor) for item in value]
-    return {key: _clean(item, redactor) for key, item in value.items()} if isinstance(value, dict) else value
+    if not isinstance(value, dict):
+        return value
+    return {key: item if key in _OUR_WORDS else _clean(item, redactor) for key, item in value.items()}
 
 
 def _versions(snapshot: Snapshot, python: str) -> dict[str, object]:
@@ -76,7 +93,7 @@ def _versions(snapshot: Snapshot, python: str) -> dict[str, object]:
     return {"vfio-intx": __version__, "kernel": kernel.release.value, "version": kernel.version.value, "python": python}
 
 
-def _without_identity(snapshot: Snapshot) -> Snapshot:
+def _without_identity(snapshot: Snapshot, redactor: Redactor) -> Snapshot:
     # The command line names disks, hosts and sometimes keys: only words that bear on interrupts stay. (A card's serial
     # number lies beyond the 256 bytes of configuration space that a snapshot holds.)
     kernel = replace(
@@ -84,7 +101,11 @@ def _without_identity(snapshot: Snapshot) -> Snapshot:
         boot_id=Fact.unknown(snapshot.kernel.boot_id.source, "left out of reports"),
         command_line=snapshot.kernel.command_line.map(_safe_words),
     )
-    return replace(snapshot, kernel=kernel)
+    claims = {
+        bdf: tuple(claim.renamed(redactor.mark("vm", claim.vm)) if claim.vm else claim for claim in claims)
+        for bdf, claims in snapshot.claims.items()
+    }
+    return replace(snapshot, kernel=kernel, claims=claims)
 
 
 def _safe_words(command_line: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vfio_intx.chain.fact import Fact
 from vfio_intx.errors import UsageError
@@ -33,12 +33,25 @@ class Claim:
     :ivar text: what it says, for a person.
     :ivar source: the file.
     :ivar by_ids: True where it names vendor and device, so that twins are meant too.
+    :ivar vm: the VM (escaped) that *text* names and that the file *source* is named after, empty for none.
     """
 
     owner: str
     text: str
     source: str
     by_ids: bool = False
+    vm: str = ""
+
+    @classmethod
+    def by_vm(cls, owner: str, kind: str, vm: str, source: str) -> Claim:
+        """The claim of a VM, which *owner* calls a *kind*."""
+        return cls(owner, f"{kind} {vm} passes it through", source, vm=vm)
+
+    def renamed(self, vm: str) -> Claim:
+        """The same claim as if its VM were called *vm*."""
+        folder, _, file = self.source.rpartition("/")
+        source = f"{folder}/{vm}.{file.rpartition('.')[2]}"
+        return replace(self, text=self.text.replace(f" {self.vm} ", f" {vm} ", 1), source=source, vm=vm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +119,7 @@ def _libvirt(root: HostRoot) -> Iterator[tuple[Bdf, bool, Claim]]:
                 match = _LIBVIRT_ADDRESS.search(block)
                 if match:
                     parts = [int(part, 16) for part in match.groups()]
-                    yield Bdf(*parts), False, Claim("libvirt", f"domain {domain} passes it through", source)
+                    yield Bdf(*parts), False, Claim.by_vm("libvirt", "domain", domain, source)
 
 
 def _proxmox(root: HostRoot) -> Iterator[tuple[Bdf, bool, Claim]]:
@@ -114,7 +127,7 @@ def _proxmox(root: HostRoot) -> Iterator[tuple[Bdf, bool, Claim]]:
         vm = escape(name.removesuffix(".conf"))
         for value in _PROXMOX_DEVICE.findall(text):
             for word in value.split(",")[0].split(";"):
-                yield from _slot(word.removeprefix("host="), Claim("proxmox", f"VM {vm} passes it through", source))
+                yield from _slot(word.removeprefix("host="), Claim.by_vm("proxmox", "VM", vm, source))
     for _, source, text in _files(root, "etc/pve/mapping", "pci.cfg"):
         for path in _PROXMOX_PATH.findall(text):
             yield from _slot(path, Claim("proxmox", "a resource mapping offers it to VMs", source))
