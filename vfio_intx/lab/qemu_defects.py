@@ -78,13 +78,14 @@ def shared_gsi(context: Context, qemu: str) -> Seen:
     facts: dict[str, object] = {
         "guest_irqs": sorted(gsis),
         "received": [pings.received for pings, _ in alone],
-        "sent": _PINGS,
+        "slowest_ms": [pings.slowest_ms for pings, _ in alone],
         "held": held,
         "host_interrupts": [count for _, count in alone],
     }
     if len(gsis) != 1:
         raise VerifyError(f"the two cards do not share a line in the guest: {facts}")
-    return Seen(any(pings.received < _PINGS for pings, _ in alone), facts)
+    # A card that is dead still answers, late: whatever interrupts the other one has the guest run both handlers.
+    return Seen(any(count < _PINGS // 4 for _, count in alone), facts)
 
 
 def _name_and_set_up(guest: Guest, address: str, network: UserNetwork) -> None:
