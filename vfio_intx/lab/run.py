@@ -12,7 +12,7 @@ from pathlib import Path
 
 import vfio_intx
 from vfio_intx.deadline import Deadline
-from vfio_intx.errors import MissingError
+from vfio_intx.errors import LabLost, MissingError
 from vfio_intx.lab import kernels
 from vfio_intx.lab.argv import Places, vng_argv
 from vfio_intx.lab.initramfs import initramfs_for
@@ -73,11 +73,18 @@ def run_in_lab(
     :param results_dir: an empty folder; left in it: ``output`` (of the command), ``console``, what the command wrote.
     :param on_line: told each line of the command's output, and steps of the preparation, as they come.
     :raise MissingError: if this machine lacks something, before anything starts.
-    :raise LabLost: if L1 dies, never comes up or outlives *deadline*; it is killed, its console kept.
+    :raise LabLost: if L1 dies, twice does not come up or outlives *deadline*; it is killed, its console kept.
     """
     results_dir = results_dir.resolve()
     argv = _prepare(spec, command, results_dir, on_line, environment or {}, interactive=False)
-    return _supervised(argv, results_dir, deadline, on_line)
+    try:
+        return _supervised(argv, results_dir, deadline, on_line)
+    except LabLost as error:
+        # On a loaded machine a kernel may fail to boot under emulation. Nothing of the command has run then.
+        if (results_dir / STARTED).exists() or deadline.passed():
+            raise
+        on_line(f"the lab did not come up, booting it once more: {error}")
+        return _supervised(argv, results_dir, deadline, on_line)
 
 
 def shell_in_lab(spec: LabSpec, results_dir: Path) -> int:
