@@ -93,4 +93,6 @@ def escape(text: str) -> str:
 
     For words of strangers (QEMU's replies, kernel log lines): no byte of theirs moves the cursor.
     """
+    if text.isprintable():  # nearly all are, and a kernel log has thousands
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)

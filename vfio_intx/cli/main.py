@@ -42,11 +42,22 @@ _STATUS_INTERRUPTED = 130
 _STATUS_PIPE = 141
 
 
+class _Formatter(argparse.HelpFormatter):
+    """As argparse's own, which loads shutil and four compressors to learn how wide the terminal is."""
+
+    def __init__(self, prog: str) -> None:
+        try:
+            columns = int(os.environ.get("COLUMNS", 0)) or os.get_terminal_size().columns
+        except (OSError, ValueError):
+            columns = 0
+        super().__init__(prog, width=(columns if columns > 0 else 80) - 2)
+
+
 class _Parser(argparse.ArgumentParser):
     """An ArgumentParser without abbreviated options, whose errors name the next step."""
 
     def __init__(self, prog: str, description: str, usage_status: int) -> None:
-        super().__init__(prog=prog, description=description, allow_abbrev=False)
+        super().__init__(prog=prog, description=description, allow_abbrev=False, formatter_class=_Formatter)
         self._usage_status = usage_status
 
     def error(self, message: str) -> NoReturn:
