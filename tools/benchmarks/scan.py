@@ -1,4 +1,8 @@
-"""``tools/bench scan``: this machine beside other tools that list devices, and a host of 4,096 functions."""
+"""``tools/bench scan``: this machine beside other tools that list devices, and fake hosts of up to 4,096 functions.
+
+A machine with a handful of functions shows above all what it costs to start Python. So the commands are also run on a
+fake host of a real host's size, which lspci can be pointed at; there the work itself is compared.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +23,27 @@ from vfio_intx.cli import scan
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.fakes.tree import FakeFunction, FakeTree
 
-#: Issue's targets: not slower than this many times lspci -vvv, and this many seconds for 4,096 functions.
+#: The targets: not slower than this many times lspci -vvv, and this many seconds for 4,096 functions.
 MOST_TIMES_LSPCI, MOST_SECONDS = 3.0, 1.0
 SIZES = (1024, 2048, 4096)
 IRQS = 1024
+#: Runs the command line on another root; there is no option for that, as no user has two hosts in one.
+ON_ROOT = (
+    "import functools, pathlib, sys; from vfio_intx.cli import main, scan; from vfio_intx.host.root import HostRoot; "
+    "scan.run = functools.partial(scan.run, root=HostRoot(pathlib.Path(sys.argv[1]))); sys.exit(main.main(['scan']))"
+)
+
+
+#: Files of a function that lspci cannot do without and that a scan does not read.
+FOR_LSPCI = {
+    "vendor": "0x8086",
+    "device": "0x100e",
+    "class": "0x020000",
+    "subsystem_vendor": "0x1af4",
+    "subsystem_device": "0x1100",
+    "resource": "\n".join(["0x0000000000000000 0x0000000000000000 0x0000000000000000"] * 13),
+    "numa_node": "-1",
+}
 
 
 def fake_host(path: Path, functions: int) -> FakeTree:
@@ -39,6 +60,7 @@ def fake_host(path: Path, functions: int) -> FakeTree:
                 irq=16 + number % IRQS,
                 group=number // 2,
                 msi=number % 3 == 0,
+                extra=FOR_LSPCI,
             )
         )
     tree.interrupts({16 + n: (n, f"IO-APIC  {n}-fasteoi", f"driver{n % 16}") for n in range(IRQS)}, cpus=8)
@@ -53,6 +75,19 @@ def scan_fake(tree: FakeTree) -> float:
     return time.perf_counter() - start
 
 
+def commands_on(tree: FakeTree, rounds: int) -> dict[str, float]:
+    """Median seconds of both commands as a whole, each started anew, on a fake host.
+
+    lspci has the easier task there: it does not follow the absolute links that drivers and groups are in a fake host.
+    """
+    lspci = ["lspci", "-A", "linux-sysfs", "-O", f"sysfs.path={tree.path}/sys/bus/pci", "-vvv"]
+    actions = {
+        "vfio-intx scan": command([sys.executable, "-c", ON_ROOT, str(tree.path)]),
+        "lspci -vvv": command(lspci),
+    }
+    return in_turns(actions, rounds)
+
+
 def rivals() -> dict[str, list[str]]:
     """The other tools that are installed here, by what they are compared for."""
     known = {
@@ -61,6 +96,10 @@ def rivals() -> dict[str, list[str]]:
         "virsh nodedev-list": ["virsh", "nodedev-list", "--cap", "pci"],
     }
     return {name: argv for name, argv in known.items() if shutil.which(argv[0])}
+
+
+def _times_lspci(medians: dict[str, float]) -> float:
+    return medians["vfio-intx scan"] / medians["lspci -vvv"]
 
 
 def main() -> int:
@@ -77,19 +116,26 @@ def main() -> int:
     actions = {"vfio-intx scan": command([program, "scan"])} | {name: command(argv) for name, argv in others.items()}
     medians = in_turns(actions, arguments.rounds)
     print(table(medians, "lspci -vvv"))
-    sizes = {}
+    sizes, commands = {}, {}
     for size in SIZES:
         with tempfile.TemporaryDirectory() as folder:
             tree = fake_host(Path(folder), size)
             sizes[size] = min(scan_fake(tree) for _ in range(3))
+            commands[size] = commands_on(tree, 3)
         print(f"fake host, {size} functions: {sizes[size]:.2f} s, {sizes[size] / size * 1e6:.0f} us a function")
-    times = medians["vfio-intx scan"] / medians["lspci -vvv"]
-    good = times <= MOST_TIMES_LSPCI and sizes[SIZES[-1]] <= MOST_SECONDS
-    print(f"targets: {MOST_TIMES_LSPCI:g} x lspci -vvv, {MOST_SECONDS:g} s: {'met' if good else 'MISSED'}")
+        print(table(commands[size], "lspci -vvv"))
+    verdicts = {
+        f"{MOST_TIMES_LSPCI:g} x lspci -vvv on this machine": _times_lspci(medians) <= MOST_TIMES_LSPCI,
+        f"{MOST_TIMES_LSPCI:g} x lspci -vvv on {SIZES[0]} functions": _times_lspci(commands[SIZES[0]])
+        <= MOST_TIMES_LSPCI,
+        f"{MOST_SECONDS:g} s for {SIZES[-1]} functions": sizes[SIZES[-1]] <= MOST_SECONDS,
+    }
+    for target, met in verdicts.items():
+        print(f"target {target}: {'met' if met else 'MISSED'}")
     if arguments.json:
-        seconds = {"commands_s": medians, "fake_host_s": {str(size): value for size, value in sizes.items()}}
+        seconds = {"commands_s": medians, "fake_host_s": sizes, "fake_host_commands_s": commands}
         arguments.json.write_text(json.dumps({"schema": "vfio-intx/bench-scan/1", **seconds}, indent=2) + "\n")
-    return 0 if good else 1
+    return 0 if all(verdicts.values()) else 1
 
 
 if __name__ == "__main__":
