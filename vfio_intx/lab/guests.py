@@ -22,7 +22,7 @@ QEMU_VARIABLE = "VFIO_INTX_QEMU"
 
 #: Seconds from QEMU's start to the guest's shell; on two cores under TCG it takes some 6.
 BOOT_S = 120.0
-COMMAND_S = 30.0
+COMMAND_S = 60.0
 
 #: A guest must not outlive the program that started it, not even one killed with SIGKILL: it would hold its devices.
 _DIE_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
