@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
 import subprocess
 import sys
 import textwrap
@@ -13,9 +15,10 @@ from typing import Any
 import pytest
 
 from tests.fakes import qmp_server as fake
+from vfio_intx.deadline import Deadline
 from vfio_intx.errors import PeerError, PeerGarbage, PeerGone, PeerRefused, PeerTimeout
 from vfio_intx.qemu import replies
-from vfio_intx.qemu.monitor import LONGEST_LINE, MOST_EVENTS, ask
+from vfio_intx.qemu.monitor import LONGEST_LINE, MOST_EVENTS, QmpMonitor, ask
 from vfio_intx.qemu.transports import connect
 
 SHORT_S = 0.3
@@ -281,3 +284,19 @@ def test_no_descriptor_and_no_thread_is_left(tmp_path: Path, script: fake.Script
             now = (threading.active_count(), fake.own_descriptors(path))
             assert before is None or now == before
             before = now
+
+
+def test_ctrl_c_at_the_very_end_of_a_command_leaves_a_monitor_that_works(tmp_path: Path) -> None:
+    # The task is done and the loop told to stop when the signal comes. The loop then forgot what it was asked next, and
+    # a device that attach had just added stayed in the VM.
+    async def step() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.add_done_callback(lambda _: signal.raise_signal(signal.SIGINT))
+
+    script = fake.answering(lambda request: {"return": [], "id": request["id"]})
+    with fake.serving(tmp_path / "s", script) as path, connect(path, budget_s=5) as monitor:
+        assert isinstance(monitor, QmpMonitor)
+        with pytest.raises(KeyboardInterrupt):
+            monitor._run(step(), Deadline.after("a step", 5))
+        assert monitor.execute("query-pci") == []

@@ -222,6 +222,12 @@ class QmpMonitor:
 
         try:
             return self._runner.run(bounded())
+        except KeyboardInterrupt:
+            # It may have come when the step was over and the loop had been told to stop: the loop would stop once more
+            # before it has done what it is asked next, and that is what takes a half-added device out again.
+            with suppress(RuntimeError):
+                self._runner.run(asyncio.sleep(0))
+            raise
         except TimeoutError as error:
             raise PeerTimeout(self._name, deadline.name, deadline.budget_s) from error
         except ExecuteError:
