@@ -287,7 +287,7 @@ def test_no_descriptor_and_no_thread_is_left(tmp_path: Path, script: fake.Script
 
 
 def test_ctrl_c_at_the_very_end_of_a_command_leaves_a_monitor_that_works(tmp_path: Path) -> None:
-    # The signal comes when the task is done and the loop has yet to be told to stop. The loop stopped before it had done
+    # The signal comes when the task is done and the loop has yet to be told to stop. It then stopped before it had done
     # what it was asked next, and a device that attach had just added stayed in the VM.
     async def step() -> None:
         asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGINT)
