@@ -59,11 +59,11 @@ def _under(context: Context, guest: Guest, scheme: str) -> dict[str, object]:
     recorder = Recorder() if "record" in context.options else None
     with Tracer(target, root=root, pid=guest.pid, keeper=recorder) as tracer:
         # Both ends of what is compared lie in silence: the guest sends a packet of its own now and then.
-        before = _quiet(root), guest.interrupt_count(interface)
+        before = _counts(root, guest, interface)
         tracer.poll()
         earlier = tracer.summary.interrupts
         guest.check(f"ping -c {_PINGS} -i 0.1 -w 30 {NETWORK.gateway}")
-        after = _quiet(root), guest.interrupt_count(interface)
+        after = _counts(root, guest, interface)
         report = tracer.finish()
     if recorder is not None:
         recorder.save(context.results_dir / scheme, platform.release(), report.target)
@@ -83,6 +83,15 @@ def _learnt(root: HostRoot, guest: Guest) -> Target:
         guest.check(f"ping -c 6 -i 0.1 -w 30 {NETWORK.gateway}")
         tracer.finish()
     return tracer.target
+
+
+def _counts(root: HostRoot, guest: Guest, interface: str) -> tuple[int, int]:
+    """The host's and the guest's count of the line in one silence."""
+    while True:
+        host = _quiet(root)
+        counted = guest.interrupt_count(interface)
+        if _host_count(root) == host:
+            return host, counted
 
 
 def _quiet(root: HostRoot) -> int:
