@@ -30,8 +30,22 @@ def tree(tmp_path: Path) -> FakeTree:
     return nic_host(tmp_path / "host", net=("eth0",)).tree
 
 
-def persisted(tree: FakeTree, *, remove: bool = False, dry_run: bool = False) -> int:
-    return persist.run(argparse.Namespace(bdf="00:10.0", remove=remove, dry_run=dry_run), tree.root)
+def persisted(tree: FakeTree, *, remove: bool = False, dry_run: bool = False, force: bool = False) -> int:
+    words = argparse.Namespace(bdf="00:10.0", remove=remove, dry_run=dry_run, force=force)
+    return persist.run(words, tree.root)
+
+
+def test_what_the_host_lives_on_is_not_taken_at_the_next_boot_either(tree: FakeTree) -> None:
+    route = "Iface Destination Gateway Flags\neth0 00000000 0100000A 0003 0 0 0 00000000 0 0 0\n"
+    tree.link("sys/class/net/eth0", "sys/devices/pci0000:00/0000:00:10.0/net/eth0")
+    tree.write("proc/net/route", route)
+    for dry_run in (True, False):
+        with pytest.raises(RefusedError, match="default route") as caught:
+            persisted(tree, dry_run=dry_run)
+        assert "--force" in (caught.value.hint or "")
+    assert not (tree.path / RULE).exists()
+    assert persisted(tree, force=True) == 0
+    assert (tree.path / RULE).exists()
 
 
 def test_the_rule_matches_address_and_ids_and_names_no_twin(tree: FakeTree) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -56,7 +57,8 @@ def _machine() -> dict[str, object]:
 def test_killed_in_the_middle_it_leaves_what_restore_brings_back(when: str, tmp_path: Path) -> None:
     before = _machine()
     argv = [sys.executable, "-m", "vfio_intx.lab.inside", "demo", str(tmp_path), "6.12"]
-    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as demo:
+    environment = {**os.environ, "VFIO_INTX_STATE": str(tmp_path / "state")}
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=environment) as demo:
         assert demo.stdout is not None
         assert any(when in line for line in demo.stdout), "the demo ended before it came to that"
         demo.send_signal(signal.SIGKILL)
@@ -65,7 +67,7 @@ def test_killed_in_the_middle_it_leaves_what_restore_brings_back(when: str, tmp_
         released = Deadline.after("QEMU is gone", 30)
         assert released.poll(lambda group=group: not _held(group))  # type: ignore[misc]
         restored = [sys.executable, "-m", "vfio_intx", "restore", str(bdf)]
-        done = subprocess.run(restored, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        done = subprocess.run(restored, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr
     assert _machine() == before
 

@@ -130,6 +130,8 @@ def qemu_with_the_nic(seconds: float) -> tuple[bool, str]:
 def test_a_predicted_conflict_comes_true_and_its_remedy_mends_it(tmp_path: Path) -> None:
     snapshot = take_snapshot(HostRoot())
     (interface,) = snapshot.function(TWIN.bdf).interfaces.get(())
+    # The emulated network hands out addresses, and a NIC that has one is no longer told to move.
+    Path(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6").write_text("1")
     subprocess.run(["ip", "link", "set", interface, "up"], check=True)
     state = ["--state-dir", str(tmp_path / "state")]
     assert vfio_intx("bind", str(NIC.bdf), *state).returncode == 0

@@ -10,6 +10,7 @@ from vfio_intx.errors import RefusedError
 from vfio_intx.host.root import HostRoot
 from vfio_intx.host.snapshot import take_snapshot
 from vfio_intx.names import Bdf
+from vfio_intx.wiring.drivers import refuse_to_take
 from vfio_intx.wiring.persist import install, installed, remove, rule_for
 
 
@@ -17,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     parser.add_argument("bdf", help="the PCI function, such as 0000:05:00.0")
     parser.add_argument("--remove", action="store_true", help="take the rule away again")
+    parser.add_argument("--force", action="store_true", help="also where the host uses the function, as bind has it")
     parser.add_argument("--dry-run", action="store_true", help="show the file and write nothing")
 
 
@@ -41,7 +43,9 @@ def _remove(arguments: argparse.Namespace, host: HostRoot, bdf: Bdf) -> int:
 
 def _install(arguments: argparse.Namespace, host: HostRoot, bdf: Bdf) -> int:
     snapshot = take_snapshot(host)
-    rule = rule_for(snapshot.function(bdf))
+    function = snapshot.function(bdf)
+    refuse_to_take(snapshot, function, force=arguments.force)
+    rule = rule_for(function)
     for claim in snapshot.claims.get(bdf, ()):
         if claim.owner != "vfio-intx":
             print(f"vfio-intx persist: {claim.source}: {claim.owner} {claim.text}", file=sys.stderr)

@@ -97,6 +97,16 @@ def _binding(function: PciFunction) -> Binding:
     return Binding(function.driver.get(""), function.override.get(""))
 
 
+def refuse_to_take(snapshot: Snapshot, function: PciFunction, *, force: bool) -> None:
+    """What speaks against giving a function away, now or at the next boot; the group is not looked at.
+
+    :raise RefusedError: it is a bridge, dead, without INTx, or the host lives on it; *force* waives the last two.
+    """
+    _refuse_unbindable(function, force=force)
+    if not force:
+        _refuse_used(snapshot, function)
+
+
 def _refuse_unbindable(function: PciFunction, *, force: bool) -> None:
     if function.is_bridge:
         raise RefusedError(f"{function.bdf} is a bridge: vfio-pci does not take bridges")
