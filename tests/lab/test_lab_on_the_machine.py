@@ -50,7 +50,7 @@ def test_status_output_and_files_come_back_and_nothing_else(results: Path) -> No
     assert lines[-2:] == ["one  two", "x"]
     assert (results / "file").read_text() == f"{PROJECT}\n"
     assert not stray.exists()
-    assert not _of_this_lab(results)
+    assert Deadline.after("the processes are reaped", 30).poll(lambda: not _of_this_lab(results))
 
 
 def test_a_panic_is_a_lost_lab_with_the_consoles_last_words(results: Path) -> None:
