@@ -123,7 +123,7 @@ class SerialLines:
     def start(self, guest: Guest) -> None:
         """See :meth:`Traffic.start`."""
         body = f"""
-            [ -n "$n" ] || {{ exec 3<> /dev/{self.handler}; n=0; sent=0; received=0; }}
+            [ -n "$n" ] || {{ exec 3<> /dev/{self.handler}; echo >&3; n=0; sent=0; received=0; }}
             n=$((n + 1)); line="{_OPENING.decode()} $n"; answer=
             echo "$line" >&3
             sent=$((sent + ${{#line}} + 1))
@@ -185,5 +185,6 @@ def _answer(path: Path, stopped: threading.Event) -> None:
                 return
             *whole, rest = (rest + data).split(b"\n")
             # Only what the guest itself writes is answered: a terminal that still echoes would talk to us for ever.
-            answers = [text.upper() + b"\n" for text in whole if text.startswith(_OPENING)]
+            # A driver that probes the port may leave bytes of its own in front.
+            answers = [text[text.index(_OPENING) :].upper() + b"\n" for text in whole if _OPENING in text]
             line.sendall(b"".join(answers))
