@@ -24,7 +24,7 @@ CARDS = (NIC.bdf, SERIAL.bdf)
 def test_the_demo_holds(tmp_path: Path) -> None:
     file = tmp_path / "demo.json"
     argv = [sys.executable, "-m", "vfio_intx", "lab", "run", "demo", "--json", str(file)]
-    # Known and open: once in a while the serial line of a run stays silent, cause not found. Then, and once only, again.
+    # Known and open: at times the serial line of a run stays silent, cause not found. Then it is tried once more.
     for _ in range(2):
         done = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         print(done.stdout, done.stderr)
