@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import lzma
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from vfio_intx.lab import scenario as scenarios
 from vfio_intx.lab.channel import Answer, Monitor, Shell
 from vfio_intx.lab.initramfs import Entry, cpio, initramfs_for, is_static, module_files, parse_modules_dep
 from vfio_intx.lab.kernels import Kernel
+from vfio_intx.lab.traffic import find_port_script
 
 
 def soon() -> Deadline:
@@ -186,3 +188,49 @@ def test_every_scenario_can_be_found_and_says_what_it_shows() -> None:
         assert scenarios.summary(scenario)
         assert callable(scenario.inside)
         assert scenarios.deadline_s(scenario) > 0
+
+
+@pytest.fixture
+def tty_tree(tmp_path: Path) -> Path:
+    """A sysfs that shows a port below the PCI bus whose node has not been made yet, and one that is no card's."""
+    (tmp_path / "dev").mkdir()
+    ports = tmp_path / "sys/class/tty"
+    ports.mkdir(parents=True)
+    (ports / "ttyS0").symlink_to("../../devices/pnp0/00:01/tty/ttyS0")
+    (ports / "ttyS2").symlink_to("../../devices/pci0000:00/0000:00:02.0/tty/ttyS2")
+    return tmp_path
+
+
+def find_port(tree: Path, seconds: int) -> subprocess.Popen[str]:
+    script = find_port_script(f"{tree}/sys", f"{tree}/dev", seconds)
+    return subprocess.Popen(
+        ["busybox", "sh", "-c", script], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_a_port_without_its_node_is_waited_for(tty_tree: Path) -> None:
+    """Opened too early with a redirection, the port's name became a plain file that swallowed the demo's traffic."""
+    ours, theirs = os.openpty()
+    with find_port(tty_tree, 20) as search:
+        assert search.poll() is None
+        (tty_tree / "dev/ttyS2").symlink_to(os.ttyname(theirs))
+        assert search.stdout is not None
+        assert search.stdout.read() == "ttyS2\n"
+    assert search.returncode == 0
+    os.close(theirs)
+    os.close(ours)
+
+
+def test_a_port_that_does_not_come_is_an_error_and_no_file(tty_tree: Path) -> None:
+    with find_port(tty_tree, 1) as search:
+        pass
+    assert search.returncode == 1
+    assert list((tty_tree / "dev").iterdir()) == []
+
+
+def test_a_port_that_refuses_to_open_is_no_port_yet(tty_tree: Path) -> None:
+    """What a node of a device that is not ready answers: an error to open."""
+    (tty_tree / "dev/ttyS2").write_text("")
+    with find_port(tty_tree, 1) as search:
+        pass
+    assert search.returncode == 1

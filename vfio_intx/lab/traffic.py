@@ -31,6 +31,29 @@ _LINES = re.compile(r"sent ([0-9]+) received ([0-9]+)")
 #: How each line that the guest writes begins.
 _OPENING = b"a line of text, number"
 
+#: Seconds for a hot-plugged serial port to become one that opens.
+_PORT_S = 30
+
+
+def find_port_script(sysfs: str = "/sys", dev: str = "/dev", seconds: int = _PORT_S) -> str:
+    """A shell script that waits for the port of a PCI serial card, sets it to raw 115200 and prints its name.
+
+    It ends with 1 if none opens within *seconds*. A port can be used later than it can be seen: sysfs shows it first,
+    then devtmpfs makes its node, then the serial core takes opens. A redirection (``<>``) to a node that is not there
+    yet makes a plain file of its name, which swallows all that is written and reads as empty; so nothing here, and
+    nothing after it, opens a port before ``stty``, which makes no files, has.
+    """
+    ports = f"ls -l {sysfs}/class/tty | sed -n 's,.*/pci0000:00/.*/tty/,,p' | grep ttyS"
+    return f"""
+        for i in $(seq {seconds * 10}); do
+            for port in $({ports}); do
+                [ -c {dev}/$port ] && stty -F {dev}/$port raw -echo 115200 2>/dev/null && echo $port && exit 0
+            done
+            sleep 0.1
+        done
+        ls -l {sysfs}/class/tty {dev}/ttyS*
+        exit 1"""
+
 
 @dataclass(frozen=True, slots=True)
 class Carried:
@@ -112,13 +135,10 @@ class SerialLines:
 
     def prepare(self, guest: Guest) -> None:
         """See :meth:`Traffic.prepare`. The port of a PCI card is the one whose device lies below the PCI bus."""
-        find = "ls -l /sys/class/tty | sed -n 's,.*/pci0000:00/.*/tty/,,p'"
-        self.handler = guest.check(
-            f"for i in $(seq 200); do {find} | grep ttyS && exit 0; sleep 0.1; done; ls -l /sys/class/tty; exit 1"
-        ).split()[0]
+        self.handler = guest.check(find_port_script()).split()[0]
         # The driver holds its interrupt while the port is open only, and the count goes with the handler.
         hold = f"(exec 4<> /dev/{self.handler}; exec sleep 100000) > /dev/null 2>&1 &"
-        guest.check(f"stty -F /dev/{self.handler} raw -echo 115200; {hold} echo $! > /tmp/{self.name}.holder")
+        guest.check(f"{hold} echo $! > /tmp/{self.name}.holder")
 
     def start(self, guest: Guest) -> None:
         """See :meth:`Traffic.start`."""

@@ -8,6 +8,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +122,11 @@ def _under(context: Context, guest: Guest, cards: Mapping[Bdf, Traffic], scheme:
     """Attach every card with *scheme*, run traffic through all of them at once, look, detach."""
     for bdf, traffic in cards.items():
         context.say(f"attach {bdf} with {scheme}")
-        _verb(context, "attach", str(bdf), "--qmp", str(guest.qmp), "--scheme", scheme, "--prove", "0.1")
-        # Not beside attach, though that would be quicker: a serial port opened at once was dumb in two runs of seven.
-        traffic.prepare(guest)
+        # The guest's driver is set up meanwhile: attach waits until the guest listens to the line.
+        with ThreadPoolExecutor() as pool:
+            ready = pool.submit(traffic.prepare, guest)
+            _verb(context, "attach", str(bdf), "--qmp", str(guest.qmp), "--scheme", scheme, "--prove", "0.1")
+            ready.result()
     before = {bdf: _counts(guest, bdf, traffic) for bdf, traffic in cards.items()}
     context.say("traffic, status and trace")
     for traffic in cards.values():
