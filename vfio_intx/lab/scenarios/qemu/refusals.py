@@ -40,9 +40,8 @@ def inside(context: Context) -> dict[str, object]:
     program = qemu_for(context.options)
     with live_nic(GuestOptions(irqchip="split", qemu=program), nic) as line:
         said["split"] = line.refused(lambda: line.set(DEVICE_ID, SCHEME, "ack-eventfd"), "split")
-        argv = ("switch", str(nic), "ack-eventfd", "--pid", str(line.guest.pid))
         line.monitor.close()
-        said["split, our words"] = said_no(context, *argv, "--qmp", str(line.guest.qmp))
+        said["split, our words"] = said_no(context, "switch", str(nic), "ack-eventfd", "--qmp", str(line.guest.qmp))
     with live_nic(GuestOptions(qemu=program), nic, edu=edu) as line:
         said |= _eventfds_refused(line)
         causes = _handed_over(line)
