@@ -46,9 +46,9 @@ def qemu_for(words: Iterable[str], *, stock: bool = False) -> str:
     return str(require_built(base_of(words), stock=stock).program)
 
 
-def give_to_vfio(*cards: Bdf) -> None:
-    """Bind each card to vfio-pci. :raise WorldError: as ``bind`` does."""
-    bind(LocalMachine(), _STATE_DIR, list(cards), force=False)
+def give_to_vfio(*cards: Bdf, force: bool = False) -> None:
+    """Bind each card to vfio-pci. :raise WorldError: as ``bind`` does, without *force* also for one without a pin."""
+    bind(LocalMachine(), _STATE_DIR, list(cards), force=force)
 
 
 def host_count(card: Bdf) -> int:

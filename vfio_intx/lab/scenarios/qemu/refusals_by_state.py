@@ -32,7 +32,8 @@ _COMMAND_HIGH, _DISINTX = 0x05, 0x04
 def inside(context: Context) -> dict[str, object]:
     """One guest for all but the migration, which needs one that has not begun."""
     nic, edu, testdev = (context.bdf(card) for card in SPEC.cards)
-    give_to_vfio(nic, edu, testdev)
+    give_to_vfio(nic, edu)
+    give_to_vfio(testdev, force=True)
     program = qemu_for(context.options)
     said = {"migration": _migrating(program, nic)}
     with live_nic(GuestOptions(qemu=program), nic, edu=edu, testdev=testdev) as line:
