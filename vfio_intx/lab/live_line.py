@@ -25,6 +25,8 @@ from vfio_intx.lab.tracecount import TraceCount
 from vfio_intx.names import Bdf
 from vfio_intx.qemu import replies
 from vfio_intx.qemu.intx_state import IntxState
+from vfio_intx.qemu.transports import connect
+from vfio_intx.wiring.tap import open_tap
 
 NETWORK = UserNetwork()
 NIC = Card("e1000", 0x10, backend=NETWORK)
@@ -146,3 +148,18 @@ class Witnesses:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+
+def fork_tap(guest: Guest, card: Bdf) -> int:
+    """What ``vfio-intx tap`` does, in a child of ours that says nothing and ends when it is killed; its pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        with connect(guest.qmp) as monitor, open_tap(monitor, card, HostRoot()) as tap:
+            tap.serve(None)
+        status = 0
+    finally:
+        # The lab's files, sockets and clean-up belong to the parent.
+        os._exit(status)

@@ -18,7 +18,6 @@ from typing import Any
 
 from vfio_intx.deadline import Deadline
 from vfio_intx.errors import VerifyError
-from vfio_intx.host.root import HostRoot
 from vfio_intx.lab import kernels
 from vfio_intx.lab.guests import Guest, GuestOptions
 from vfio_intx.lab.live_line import (
@@ -30,6 +29,7 @@ from vfio_intx.lab.live_line import (
     HostCount,
     Witnesses,
     base_and_number,
+    fork_tap,
     intx_state,
 )
 from vfio_intx.lab.passthrough import (
@@ -45,8 +45,6 @@ from vfio_intx.lab.scenario import Context
 from vfio_intx.lab.spec import LabSpec
 from vfio_intx.names import Bdf
 from vfio_intx.qemu.intx_state import Eventfds
-from vfio_intx.qemu.transports import connect
-from vfio_intx.wiring.tap import open_tap
 
 SPEC = LabSpec(kernels.DEFAULT, (NIC,))
 DEADLINE_S = 3600.0
@@ -114,7 +112,7 @@ def _kill(context: Context, guest: Guest, card: Bdf, kills: int) -> list[tuple[f
     told = time.monotonic()
     with HostCount(card) as host:
         for number in range(kills):
-            pid = _start_program(guest, card) if number < _PROGRAMS else _fork(guest, card)
+            pid = _start_program(guest, card) if number < _PROGRAMS else fork_tap(guest, card)
             try:
                 entered = Deadline.after("the tap to enter", _ENTER_S)
                 if not entered.poll(lambda: intx_state(guest).eventfds is Eventfds.GIVEN_ACK):
@@ -144,21 +142,6 @@ def _start_program(guest: Guest, card: Bdf) -> int:
     # Before the guest, which takes all of L1's one CPU: starting an interpreter beside it takes a quarter of a minute.
     argv = ["nice", "-n", "-15", sys.executable, "-m", "vfio_intx", "tap", str(card), "--qmp", str(guest.qmp)]
     return os.spawnvp(os.P_NOWAIT, argv[0], argv)
-
-
-def _fork(guest: Guest, card: Bdf) -> int:
-    """What ``vfio-intx tap`` does, in a child of ours. Its standard output is left alone: it says nothing."""
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        with connect(guest.qmp) as monitor, open_tap(monitor, card, HostRoot()) as tap:
-            tap.serve(None)
-        status = 0
-    finally:
-        # The lab's files, sockets and clean-up belong to the parent.
-        os._exit(status)
 
 
 def failures(result: Mapping[str, Any]) -> list[str]:
