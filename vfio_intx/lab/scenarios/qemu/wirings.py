@@ -42,7 +42,7 @@ from vfio_intx.wiring.handover import hand_over
 SPEC = LabSpec(kernels.DEFAULT, (NIC,))
 DEADLINE_S = 1800.0
 
-ROUNDS = 12
+ROUNDS = 8
 _WINDOW_S = 3.0
 _ENTER_S = 60.0
 BASE = "irqfd by QEMU"
@@ -123,10 +123,9 @@ def _scheme(guest: Guest, scheme: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _given(guest: Guest, card: Bdf) -> Iterator[None]:
-    with connect(guest.qmp) as monitor:
-        # As attach --direct does: QEMU has its copies, ours are closed.
-        with own_eventfds() as pair:
-            hand_over(monitor, intx_state(guest), pair)
+    # As attach --direct does: QEMU has its copies, ours are closed.
+    with connect(guest.qmp) as monitor, own_eventfds() as pair:
+        hand_over(monitor, intx_state(guest), pair)
     if intx_state(guest).eventfds is not Eventfds.GIVEN:
         raise VerifyError(f"the eventfds of {card} were handed over and are not used: {intx_state(guest)}")
     yield
