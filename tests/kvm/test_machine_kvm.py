@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from tests.kvm.starving import starved_vcpus
 from vfio_intx.abi import eventfd, kvm
 from vfio_intx.abi.call import close_all
 from vfio_intx.deadline import Deadline
@@ -137,5 +138,21 @@ def test_the_ceiling_counts_and_stops(kvm_fd: int) -> None:
         ceiling.run(0.05)
         assert ceiling.figures.interrupts > first
         assert ceiling.progress() == 0
+    finally:
+        ceiling.close()
+
+
+def test_the_ceiling_ends_with_its_guest_at_rest_even_if_that_gets_hardly_any_cpu_time(kvm_fd: int) -> None:
+    ceiling = Ceiling(kvm_fd)
+    try:
+        for _ in range(3):
+            ceiling.begin()
+            assert Deadline.after("some interrupts", 10.0).poll(lambda: ceiling.progress() > 500)
+            with starved_vcpus():
+                ceiling.end()
+                ended = ceiling.total()
+            assert ceiling.figures.interrupts == ended
+            # Nothing was in flight: what was not delivered then would be now.
+            assert not Deadline.after("a late one", 0.2).poll(lambda: ceiling.total() != ceiling.figures.interrupts)
     finally:
         ceiling.close()
