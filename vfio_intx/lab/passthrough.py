@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vfio_intx.abi.pciconf import ConfigSpace
-from vfio_intx.deadline import Deadline
 from vfio_intx.errors import UsageError, VerifyError
 from vfio_intx.host.irq import read_interrupts, vfio_action
 from vfio_intx.host.root import HostRoot
@@ -21,7 +20,7 @@ from vfio_intx.wiring.drivers import bind
 
 _STATE_DIR = Path("/var/lib/vfio-intx")
 _PING_END = re.compile(r"(\d+) packets transmitted, (\d+) packets received")
-_ROUND = 50
+_ROUND = 200
 #: awk: several summaries of busybox ping as one, in the same words; fields end at blanks and slashes.
 _ADD_UP = (
     "/packets transmitted/ {sent += $1; received += $4} /min.avg.max/ {if ($8 + 0 > most) most = $8 + 0} "
@@ -47,9 +46,9 @@ def qemu_for(words: Iterable[str], *, stock: bool = False) -> str:
     return str(require_built(base_of(words), stock=stock).program)
 
 
-def give_to_vfio(*cards: Bdf) -> None:
-    """Bind each card to vfio-pci. :raise WorldError: as ``bind`` does."""
-    bind(LocalMachine(), _STATE_DIR, list(cards), force=False)
+def give_to_vfio(*cards: Bdf, force: bool = False) -> None:
+    """Bind each card to vfio-pci. :raise WorldError: as ``bind`` does, without *force* also for one without a pin."""
+    bind(LocalMachine(), _STATE_DIR, list(cards), force=force)
 
 
 def host_count(card: Bdf) -> int:
@@ -66,18 +65,6 @@ def is_held(card: Bdf) -> bool:
     raw = Path(f"/sys/bus/pci/devices/{card}/config").read_bytes()
     config = ConfigSpace(raw)
     return config.intx_disabled and config.intx_asserted
-
-
-def wait_progress(card: Bdf, seen: int, seconds: float) -> int | None:
-    """Wait until the host has counted more than *seen* interrupts; the new count, or None if the line stands still."""
-    count = seen
-
-    def more() -> bool:
-        nonlocal count
-        count = host_count(card)
-        return count > seen
-
-    return count if Deadline.after("an interrupt on the line", seconds).poll(more, first_s=0.0005) else None
 
 
 @dataclass(frozen=True, slots=True)
