@@ -119,17 +119,19 @@ class LevelDevice:
             began = now()
             registers[_CAUSE_WORD] = number
             write(trigger, 1)
-            while ready := poll(allowed_ms):
-                if ready[0][0] != unmask:
+            while poll(allowed_ms):
+                try:
+                    read(unmask)
+                except BlockingIOError:
+                    # Then it is a watched descriptor that is ready.
                     return Tally(place, acknowledged, lost, refired)
-                read(unmask)
                 if registers[_ACKNOWLEDGE_WORD] == number:
                     durations[place] = now() - began
                     acknowledged += 1
                     self.masked = False
                     break
-                refired += 1
                 write(trigger, 1)
+                refired += 1
             else:
                 durations[place] = 0
                 lost += 1
@@ -155,8 +157,8 @@ class MemoryRegisters:
 
     def read(self, offset: int) -> int:
         """The 32-bit register at *offset*."""
-        return int(self._registers[offset // 4])
+        return self._registers[offset >> 2]
 
     def write(self, offset: int, value: int) -> None:
         """Set the 32-bit register at *offset*."""
-        self._registers[offset // 4] = value & _WORD
+        self._registers[offset >> 2] = value & _WORD
