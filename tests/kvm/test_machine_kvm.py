@@ -70,7 +70,7 @@ def test_an_exit_that_nobody_expects_is_told_with_registers(kvm_fd: int) -> None
         trigger = _unmapped(machine)
         with pytest.raises(UnexpectedExit) as caught:
             machine.wait_for(Word.IDLE_RUNS, 1, "impossible")
-        assert f"KVM_EXIT_MMIO (read of {BAR:#x})" in caught.value.reason
+        assert f"KVM_EXIT_MMIO (4-byte read of {BAR:#x})" in caught.value.reason
         assert CODE <= caught.value.registers["rip"] < CODE + 0x1000
         assert "rip=0x1" in str(caught.value)
         assert machine.vcpu is not None
