@@ -54,6 +54,7 @@ class SchemeFigures:
         the others.
     :ivar handler_runs: runs of the guest's handler; ``repeated``: those that found nothing to do, because no
         assertion was new to them.
+    :ivar late: acknowledged ones that took longer than allowed.
     :ivar refired: unmasks while the card still asserted, on each of which vfio fires again.
     :ivar wakeups: wake-ups of the VMM in all, exits of its vCPU included. The card's are not: they are the kernel's.
     :ivar seconds: time spent in rounds, for the rate.
@@ -66,6 +67,7 @@ class SchemeFigures:
     handler_runs: int = 0
     acknowledged: int = 0
     lost: int = 0
+    late: int = 0
     repeated: int = 0
     refired: int = 0
     wakeups: int = 0
@@ -150,6 +152,7 @@ def _row(figures: BenchFigures, row: SchemeFigures) -> dict[str, object]:
         "handler_runs": row.handler_runs,
         "acknowledged": row.acknowledged,
         "lost": row.lost,
+        "late": row.late,
         "repeated": row.repeated,
         "refired": row.refired,
         "vmm_wakeups_per_interrupt": round(row.wakeups_per_interrupt, 4),
