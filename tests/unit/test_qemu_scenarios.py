@@ -120,7 +120,7 @@ def test_the_demo_on_a_patched_qemu_wants_every_wiring() -> None:
     assert "9 rows instead of 10" in demo.failures(whole | {"lines": whole["lines"][1:]})
     said = "\n".join(demo.show(whole))
     assert "10.0.13" in said
-    assert f"by {IN_PATH}" in said
+    assert f"irqfd,\n{IN_PATH}:" in said
 
 
 @pytest.mark.parametrize("tap", [{"eois": 98}, {"refused": 1}, {"ended": "gone"}])
