@@ -20,6 +20,7 @@ SWITCHED: dict[str, Any] = {
     "slowest_ping_ms": 9.0, "by_our_verb": [{"asked": "trap", "now": "trap", "proven": True}],
     "interrupts": COUNTS, "afterwards": AFTER,
     "switch_us": {"all": {"p50": 1.0, "p90": 1.0, "p99": 2.0, "p999": 2.0, "max": 3.0}},
+    "next_interrupt_us": {"all": {"p50": 1.0, "p90": 1.0, "p99": 2.0, "p999": 2.0, "max": 3.0}},
 }  # fmt: skip
 KILLED: dict[str, Any] = {
     "asked": 100, "kills": 100, "stuck": 0, "fall_back_ms": {"p50": 9.0, "p99": 90.0, "max": 99.0}, "pings": 400,
