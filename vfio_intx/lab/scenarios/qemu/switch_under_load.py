@@ -86,6 +86,7 @@ def inside(context: Context) -> dict[str, object]:
         "pings": pings.received,
         "lost_pings": pings.lost,
         "late_pings": pings.late,
+        "driver_resets": pings.resets,
         "slowest_ping_ms": pings.slowest_ms,
         "interrupts": counted.as_json(),
         "switch_us": {name: times.microseconds() for name, times in taken.items()},
@@ -152,6 +153,7 @@ def failures(result: Mapping[str, Any]) -> list[str]:
         f"not proven after vfio-intx switch: {', '.join(unproven)}": not unproven,
         f"the line stood still after {result['stuck']} switches": result["stuck"] == 0,
         f"{result['lost_pings']} pings were lost": result["lost_pings"] == 0,
+        f"the guest's driver has reset the card {result['driver_resets']} times": result["driver_resets"] == 0,
         f"only {result['pings']} pings went through": result["pings"] >= result["switches"] / 10,
         f"the guest has {missed} interrupts fewer than the host": missed <= result["switches"],
         f"/proc/interrupts and the tracepoint disagree: {counted}": counted["host"] == counted["traced"],
@@ -170,8 +172,8 @@ def show(result: Mapping[str, Any]) -> Iterable[str]:
     """The counts of every witness, then the times."""
     counted = result["interrupts"]
     yield f"{result['switches']} of {result['asked']} switches, {result['stuck']} stuck, {result['failures']} failed"
-    yield f"{result['pings']} pings answered, {result['lost_pings']} lost, {result['late_pings']} late, "
-    yield f"the slowest of the others took {result['slowest_ping_ms']} ms"
+    yield f"{result['pings']} pings answered, {result['lost_pings']} lost, {result['late_pings']} late"
+    yield f"the slowest took {result['slowest_ping_ms']} ms; {result['driver_resets']} resets by the guest's driver"
     yield (
         f"interrupts: host {counted['host']} (tracepoint {counted['traced']}), guest {counted['guest']} "
         f"(acknowledged {counted['acks']}), of them injected by QEMU {counted['qemu']}"
