@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum
 
 from vfio_intx.errors import UsageError
@@ -22,9 +23,15 @@ class Scheme(Enum):
     """A plain irqfd on a level line: the negative control, which never acknowledges."""
 
     @classmethod
-    def parse(cls, text: str) -> Scheme:
-        """The scheme of that name. :raise UsageError: listing the names there are."""
-        for scheme in cls:
+    def parse(cls, text: str, *, among: Iterable[Scheme] | None = None) -> Scheme:
+        """The scheme of that name, which must be *among* those if they are given.
+
+        :raise UsageError: listing the names that would do.
+        """
+        choices = tuple(cls if among is None else among)
+        for scheme in choices:
             if text == scheme.value:
                 return scheme
-        raise UsageError(f"{text[:32]!r} is not a scheme", hint="one of " + ", ".join(scheme.value for scheme in cls))
+        known = any(text == scheme.value for scheme in cls)
+        said = f"the scheme {text} cannot be chosen here" if known else f"{text[:32]!r} is not a scheme"
+        raise UsageError(said, hint="one of " + ", ".join(scheme.value for scheme in choices))
