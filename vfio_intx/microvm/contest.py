@@ -40,14 +40,16 @@ _NOTE_NUDGE = (
     "this host's KVM tells userspace of an EOI only at the next event, so the guest sends itself an IPI after each EOI"
 )
 _NOTE_EARLY = (
-    "this host's KVM acknowledges before the guest's EOI (seen with the guest held in its handler), and so {} unmasks "
-    "met a card that still asserted; vfio fired again each time, which makes the repeated runs"
+    "this host's KVM acknowledges before the guest's EOI (seen with the guest held in its handler), and so {} of the "
+    "unmasks met a card that still asserted; vfio fired again each time, which makes the repeated runs"
 )
-_NOTE_UNEXPLAINED = "{} unmasks met a card that still asserted, although KVM was seen to wait for the guest's EOI"
-_NOTE_GUESS = "the guess was wrong {} times: the access was not the one that quiets the card, and vfio fired again"
+_NOTE_UNEXPLAINED = (
+    "{} of the unmasks met a card that still asserted, although KVM was seen to wait for the guest's EOI"
+)
+_NOTE_GUESS = "wrong guesses: {}; the access was not the one that quiets the card, and vfio fired again"
 _NOTE_STALE = (
-    "{} unmasks met a card that asserted: they answered a repeated run of the handler, or a KVM that acknowledges "
-    "before the handler has run; vfio fired again each time"
+    "{} of the unmasks met a card that asserted: they answered a repeated run of the handler, or a KVM that "
+    "acknowledges before the handler has run; vfio fired again each time"
 )
 _NOTE_OUT = "stopped early: {} assertions in a row of rounds were lost"
 
