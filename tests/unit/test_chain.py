@@ -62,10 +62,9 @@ def test_a_scheme_that_there_is_not_is_answered_with_those_there_are() -> None:
     assert "irqfd" in (caught.value.hint or "")
 
 
-@pytest.mark.parametrize("name", ["fast", "edge"])
-def test_a_verb_offers_only_the_schemes_that_it_takes(name: str) -> None:
-    with pytest.raises(UsageError, match=name) as caught:
-        Scheme.parse(name, among=(Scheme.IRQFD, Scheme.TRAP))
+def test_a_verb_offers_only_the_schemes_that_it_takes() -> None:
+    with pytest.raises(UsageError, match="fast") as caught:
+        Scheme.parse("fast", offered=(Scheme.IRQFD, Scheme.TRAP))
     assert caught.value.hint == "one of irqfd, trap"
 
 

@@ -27,7 +27,7 @@ def test_an_empty_name_is_a_usage_error(words: tuple[str, ...], said: str, capsy
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        (("attach", "05:00.0", "--qmp", "nowhere", "--scheme", "edge"), "one of irqfd, trap\n"),
+        (("attach", "05:00.0", "--qmp", "nowhere", "--scheme", "edge"), "with kernel-irqchip=split\n"),
         (("attach", "05:00.0", "--qmp", "nowhere", "--scheme", "fast"), "one of irqfd, trap\n"),
         (("switch", "05:00.0", "split", "--qmp", "nowhere"), "one of irqfd, ack-eventfd, trap\n"),
     ],

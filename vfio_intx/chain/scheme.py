@@ -23,15 +23,14 @@ class Scheme(Enum):
     """A plain irqfd on a level line: the negative control, which never acknowledges."""
 
     @classmethod
-    def parse(cls, text: str, *, among: Iterable[Scheme] | None = None) -> Scheme:
-        """The scheme of that name, which must be *among* those if they are given.
+    def parse(cls, text: str, *, offered: Iterable[Scheme] | None = None) -> Scheme:
+        """The scheme of that name, be it among those *offered* or not.
 
-        :raise UsageError: listing the names that would do.
+        :param offered: the schemes that the asking verb can use; all of them if none are given.
+        :raise UsageError: there is none of that name; the hint lists those offered.
         """
-        choices = tuple(cls if among is None else among)
-        for scheme in choices:
+        for scheme in cls:
             if text == scheme.value:
                 return scheme
-        known = any(text == scheme.value for scheme in cls)
-        said = f"the scheme {text} cannot be chosen here" if known else f"{text[:32]!r} is not a scheme"
-        raise UsageError(said, hint="one of " + ", ".join(scheme.value for scheme in choices))
+        names = ", ".join(scheme.value for scheme in (cls if offered is None else offered))
+        raise UsageError(f"{text[:32]!r} is not a scheme", hint=f"one of {names}")

@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
 
     request = Request(
         bdf=Bdf.parse(arguments.bdf),
-        scheme=Scheme.parse(arguments.scheme, among=CHOICES),
+        scheme=Scheme.parse(arguments.scheme, offered=CHOICES),
         device_id=None if arguments.id is None else parse_device_id(arguments.id),
         bus=None if arguments.bus is None else parse_device_id(arguments.bus),
         timeout_s=arguments.timeout,
