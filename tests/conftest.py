@@ -7,6 +7,7 @@ boot the lab. A missing need is a skip that says what to install, or, if VFIO_IN
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Generator
 
 import pytest
@@ -30,6 +31,15 @@ def _kvm_usable() -> bool:
     except OSError:
         return False
     return True
+
+
+def pytest_collection_finish() -> None:
+    """Let no generated example fail for being slow: no test asserts a time. (L1 does not load hypothesis for that.)"""
+    if "hypothesis" in sys.modules:
+        from hypothesis import settings
+
+        settings.register_profile("vfio-intx", deadline=None)
+        settings.load_profile("vfio-intx")
 
 
 @pytest.hookimpl(trylast=True)
