@@ -7,7 +7,6 @@ boot the lab. A missing need is a skip that says what to install, or, if VFIO_IN
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Generator
 
 import pytest
@@ -33,9 +32,9 @@ def _kvm_usable() -> bool:
     return True
 
 
-def pytest_collection_finish() -> None:
-    """Let no generated example fail for being slow: no test asserts a time. (L1 does not load hypothesis for that.)"""
-    if "hypothesis" in sys.modules:
+def pytest_configure() -> None:
+    """Let no generated example fail for being slow: no test asserts a time. (L1 does not load hypothesis.)"""
+    if not batches.inside_l1():
         from hypothesis import settings
 
         settings.register_profile("vfio-intx", deadline=None)
