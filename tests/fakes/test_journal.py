@@ -171,9 +171,10 @@ def test_the_real_machine_writes_a_line_and_keeps_the_errno(tmp_path: Path) -> N
 def fifo(tmp_path: Path) -> Iterator[Path]:
     os.mkfifo(tmp_path / "unbind")
     yield tmp_path / "unbind"
-    # Let the child that was left behind come to its end.
-    os.close(os.open(tmp_path / "unbind", os.O_RDONLY | os.O_NONBLOCK))
+    # Let the child that was left behind come to its end, also where it gets to its open() only now.
+    reader = os.open(tmp_path / "unbind", os.O_RDONLY | os.O_NONBLOCK)
     os.waitpid(-1, 0)
+    os.close(reader)
 
 
 def test_a_write_that_does_not_come_back_is_left_at_its_deadline(fifo: Path) -> None:

@@ -29,8 +29,8 @@ SIZES = (1024, 2048, 4096)
 IRQS = 1024
 #: Runs the command line on another root; there is no option for that, as no user has two hosts in one.
 ON_ROOT = (
-    "import functools, pathlib, sys; from vfio_intx.cli import main, scan; from vfio_intx.host.root import HostRoot; "
-    "scan.run = functools.partial(scan.run, root=HostRoot(pathlib.Path(sys.argv[1]))); sys.exit(main.main(['scan']))"
+    "import functools, sys; from vfio_intx.cli import main, scan; from vfio_intx.host.root import HostRoot; "
+    "scan.run = functools.partial(scan.run, root=HostRoot(sys.argv[1])); sys.exit(main.main(['scan']))"
 )
 
 

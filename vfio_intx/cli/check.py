@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     parser.add_argument("bdf", help="the PCI function, such as 0000:05:00.0")
     parser.add_argument("--json", action="store_true", help="print vfio-intx/check/1 instead of text")
-    parser.add_argument("--from", dest="snapshot", metavar="FILE", type=Path, help="a snapshot that report took")
+    parser.add_argument("--from", dest="snapshot", metavar="FILE", help="a snapshot that report took")
     parser.add_argument("--irqchip", choices=("on", "split", "off"), default="", help="the VM's kernel-irqchip")
     parser.add_argument("--no-kvm-intx", action="store_true", help="the VM's vfio-pci has x-no-kvm-intx=on")
     parser.add_argument(

@@ -7,13 +7,13 @@ import json
 import os
 import tarfile
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
 from vfio_intx import __version__
 from vfio_intx.chain.fact import Fact
+from vfio_intx.chain.plain import plain
 from vfio_intx.diagnose.prediction import predict_all
 from vfio_intx.errors import WorldError
 from vfio_intx.host.redact import Redactor
@@ -60,7 +60,7 @@ def build(snapshot: Snapshot, redactor: Redactor, python: str) -> Mapping[str, b
     anonymous = _without_identity(snapshot, redactor)
     pinned = [function for function in anonymous.functions.values() if function.pin is not None]
     found = [
-        {"bdf": prediction.subject.name, "findings": [msgspec.to_builtins(item) for item in prediction.findings]}
+        {"bdf": prediction.subject.name, "findings": [msgspec.to_builtins(plain(item)) for item in prediction.findings]}
         for prediction in predict_all(anonymous, pinned)
     ]
     lines = (anonymous.lines.value or {}).values()
@@ -96,8 +96,7 @@ def _versions(snapshot: Snapshot, python: str) -> dict[str, object]:
 def _without_identity(snapshot: Snapshot, redactor: Redactor) -> Snapshot:
     # The command line names disks, hosts and sometimes keys: only words that bear on interrupts stay. (A card's serial
     # number lies beyond the 256 bytes of configuration space that a snapshot holds.)
-    kernel = replace(
-        snapshot.kernel,
+    kernel = snapshot.kernel._replace(
         boot_id=Fact.unknown(snapshot.kernel.boot_id.source, "left out of reports"),
         command_line=snapshot.kernel.command_line.map(_safe_words),
     )
@@ -105,7 +104,7 @@ def _without_identity(snapshot: Snapshot, redactor: Redactor) -> Snapshot:
         bdf: tuple(claim.renamed(redactor.mark("vm", claim.vm)) if claim.vm else claim for claim in claims)
         for bdf, claims in snapshot.claims.items()
     }
-    return replace(snapshot, kernel=kernel, claims=claims)
+    return snapshot._replace(kernel=kernel, claims=claims)
 
 
 def _safe_words(command_line: str) -> str:

@@ -6,23 +6,19 @@ address in the link's target. So a disk behind a USB controller counts as a use 
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
-from vfio_intx.errors import UsageError
 from vfio_intx.host.root import HostRoot, list_names, read_text
 from vfio_intx.names import Bdf, escape
 
-_BDF = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 #: Stacked disks (dm on md on sd) are followed up to this depth.
 _DEEPEST = 8
 _LINK_LOCAL = "20"
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
+class Use(NamedTuple):
     """Something that would break if the function were taken away.
 
     :ivar what: ``network``, ``disk`` or ``console``.
@@ -45,27 +41,25 @@ def read_uses(root: HostRoot) -> Mapping[Bdf, tuple[Use, ...]]:
 
 def _owner(root: HostRoot, kind: str, name: str) -> Bdf | None:
     try:
-        target = root.at("sys/class", kind, name).readlink()
+        target = os.readlink(root.file("sys/class", kind, name))
     except OSError:
         return None
-    for part in reversed(target.parts):
-        if _BDF.fullmatch(part):
-            try:
-                return Bdf.parse(part)
-            except UsageError:
-                return None
+    for part in reversed(target.split("/")):
+        bdf = Bdf.maybe(part)
+        if bdf is not None:
+            return bdf
     return None
 
 
 def _lines(root: HostRoot, name: str) -> tuple[list[list[str]], str]:
-    text = read_text(root.at(name), root=root)
+    text = read_text(root.file(name), root=root)
     return [line.split() for line in (text.value or "").splitlines()], text.source
 
 
 def _network(root: HostRoot) -> Iterator[tuple[Bdf, Use]]:
     routes, route_file = _lines(root, "proc/net/route")
     addresses, address_file = _lines(root, "proc/net/if_inet6")
-    for name in list_names(root.at("sys/class/net"), root=root).get(()):
+    for name in list_names(root.file("sys/class/net"), root=root).get(()):
         bdf = _owner(root, "net", name)
         if bdf is None:
             continue
@@ -76,7 +70,7 @@ def _network(root: HostRoot) -> Iterator[tuple[Bdf, Use]]:
             yield bdf, Use("network", f"has an address and routes ({escape(name)})", route_file)
         elif any(len(row) > 5 and row[5] == name and row[3] != _LINK_LOCAL for row in addresses):
             yield bdf, Use("network", f"has an IPv6 address ({escape(name)})", address_file)
-        if root.at("sys/class/net", name, "master").is_symlink():
+        if os.path.islink(root.file("sys/class/net", name, "master")):
             source = f"/sys/class/net/{escape(name)}/master"
             yield bdf, Use("network", f"is part of a bridge, bond or team ({escape(name)})", source)
 
@@ -85,13 +79,13 @@ def _disks(root: HostRoot) -> Iterator[tuple[Bdf, Use]]:
     mounts, mount_file = _lines(root, "proc/self/mountinfo")
     mounted = {row[2]: row[4] for row in reversed(mounts) if len(row) > 4}
     swaps, swap_file = _lines(root, "proc/swaps")
-    swapping = {Path(row[0]).name for row in swaps[1:] if row}
-    for name in list_names(root.at("sys/class/block"), root=root).get(()):
+    swapping = {row[0].rpartition("/")[2] for row in swaps[1:] if row}
+    for name in list_names(root.file("sys/class/block"), root=root).get(()):
         bdf = _owner(root, "block", name)
         if bdf is None:
             continue
         for disk in _stack(root, name, _DEEPEST):
-            number = read_text(root.at("sys/class/block", disk, "dev"), root=root).value
+            number = read_text(root.file("sys/class/block", disk, "dev"), root=root).value
             if number in mounted:
                 yield bdf, Use("disk", f"holds {escape(mounted[number])} ({escape(disk)})", mount_file)
             if disk in swapping:
@@ -102,7 +96,7 @@ def _stack(root: HostRoot, name: str, depth: int) -> Iterator[str]:
     # The disk and what is built on it; holders are named after their own entries in /sys/class/block.
     yield name
     if depth:
-        for holder in list_names(root.at("sys/class/block", name, "holders"), root=root).get(()):
+        for holder in list_names(root.file("sys/class/block", name, "holders"), root=root).get(()):
             yield from _stack(root, holder, depth - 1)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vfio_intx.host.pci import PciFunction
 from vfio_intx.host.snapshot import Snapshot
@@ -22,8 +22,7 @@ _ADVICE = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(NamedTuple):
     """One reason.
 
     :ivar text: to complete "BDF …".

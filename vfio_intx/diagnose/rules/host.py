@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vfio_intx.chain.finding import Severity
 from vfio_intx.chain.stage import Stage
@@ -14,8 +14,7 @@ from vfio_intx.host.iommu import blockers, is_vfio_driver
 from vfio_intx.wiring.refusals import UNSAFE_UNBIND, refusals
 
 
-@dataclass(frozen=True, slots=True)
-class Fix:
+class Fix(NamedTuple):
     """A fix and the first stable releases that have it: *mainline* for newer branches, *stable* by (major, minor)."""
 
     commit: str

@@ -106,8 +106,10 @@ def spread_over_guests(subject: Subject) -> Iterator[Seen]:
 
     A line that has to be exclusive must not be spread: put the cards into slots with lines of their own.
     """
+    if subject.verdict.masking is not Masking.EXCLUSIVE:
+        return
     rivals = [other for other in subject.neighbours if is_vfio_driver(other.driver.get(""))]
-    if not rivals or subject.verdict.masking is not Masking.EXCLUSIVE:
+    if not rivals:
         return
     names = ", ".join(str(other.bdf) for other in rivals)
     yield Seen(
