@@ -7,22 +7,24 @@ from typing import Any
 import pytest
 
 from tests.lab.test_demo import row
-from vfio_intx.errors import UsageError
+from vfio_intx.errors import UsageError, VerifyError
 from vfio_intx.lab.demo_rows import BY_AGENT, IN_PATH, shortcomings, table
 from vfio_intx.lab.live_line import Counts, base_and_number
+from vfio_intx.lab.passthrough import parse_echoes
 from vfio_intx.lab.scenarios.qemu import agent_in_path, demo, refusals, switch_under_load, wirings
 
 COUNTS = {"host": 900, "traced": 900, "acks": 1000, "guest": 1000, "qemu": 500, "qemu_eois": 400}
 AFTER = {"sent": 5, "received": 5, "held": False}
 SWITCHED: dict[str, Any] = {
-    "asked": 103, "switches": 103, "failures": 0, "stuck": 0, "pings": 400, "lost_pings": 0, "slowest_ping_ms": 9.0,
-    "by_our_verb": [{"asked": "trap", "now": "trap", "proven": True}],
+    "asked": 103, "switches": 103, "failures": 0, "stuck": 0, "pings": 400, "lost_pings": 0, "late_pings": 0,
+    "slowest_ping_ms": 9.0, "by_our_verb": [{"asked": "trap", "now": "trap", "proven": True}],
     "interrupts": COUNTS, "afterwards": AFTER,
     "switch_us": {"all": {"p50": 1.0, "p90": 1.0, "p99": 2.0, "p999": 2.0, "max": 3.0}},
 }  # fmt: skip
 KILLED: dict[str, Any] = {
     "asked": 100, "kills": 100, "stuck": 0, "fall_back_ms": {"p50": 9.0, "p99": 90.0, "max": 99.0}, "pings": 400,
-    "lost_pings": 0, "slowest_ping_ms": 9.0, "interrupts": COUNTS, "eventfds": "qemu", "afterwards": AFTER,
+    "lost_pings": 0, "late_pings": 0, "slowest_ping_ms": 9.0,
+    "interrupts": COUNTS, "eventfds": "qemu", "afterwards": AFTER,
 }  # fmt: skip
 
 
@@ -118,7 +120,7 @@ def test_the_demo_on_a_patched_qemu_wants_every_wiring() -> None:
     assert "9 rows instead of 10" in demo.failures(whole | {"lines": whole["lines"][1:]})
     said = "\n".join(demo.show(whole))
     assert "10.0.13" in said
-    assert f"by {IN_PATH}" in said
+    assert f"irqfd,\n{IN_PATH}:" in said
 
 
 @pytest.mark.parametrize("tap", [{"eois": 98}, {"refused": 1}, {"ended": "gone"}])
@@ -154,3 +156,11 @@ def test_a_wiring_that_carries_nothing_is_a_failure() -> None:
     assert wirings.failures(raced([50.0, 100.0, 50.0])) == []
     assert wirings.failures(raced([50.0, 0.0, 50.0])) == ["trap by QEMU carried no packet in round 2"]
     assert wirings.failures(raced([1.0, 1.0, 1.0]) | {"lost_pings": 1, "afterwards": AFTER | {"held": True}})
+
+
+def test_echoes_are_counted_by_the_guests_kernel() -> None:
+    text = "Icmp: InMsgs InEchos InEchoReps OutMsgs OutEchos\nIcmp: 7 0 5 9 6\n"
+    assert parse_echoes(text) == (6, 5)
+    for broken in ("", "Icmp: InMsgs\n", "Icmp: OutEchos InEchoReps\nIcmp: 1\n", "Icmp: InMsgs\nIcmp: 1\n"):
+        with pytest.raises(VerifyError):
+            parse_echoes(broken)

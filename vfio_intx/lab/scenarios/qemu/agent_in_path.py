@@ -33,13 +33,12 @@ from vfio_intx.lab.live_line import (
     intx_state,
 )
 from vfio_intx.lab.passthrough import (
+    Flood,
     give_to_vfio,
     is_held,
     ping,
     qemu_for,
     set_network_up,
-    start_pings,
-    stop_pings,
 )
 from vfio_intx.lab.scenario import Context
 from vfio_intx.lab.spec import LabSpec
@@ -71,9 +70,10 @@ def inside(context: Context) -> dict[str, object]:
         ping(guest, NETWORK)
         with Witnesses(guest, card, interface) as witnesses:
             before = witnesses.read()
-            start_pings(guest, NETWORK, STREAMS)
+            flood = Flood(guest, NETWORK, STREAMS)
+            flood.start()
             deaths = _kill(context, guest, card, kills)
-            pings = stop_pings(guest, STREAMS)
+            pings = flood.stop()
             counted = witnesses.read().since(before)
         afterwards, held, last = ping(guest, NETWORK), is_held(card), intx_state(guest)
         qemu = guest.execute("query-version")
@@ -83,9 +83,10 @@ def inside(context: Context) -> dict[str, object]:
         "kernel": context.spec.kernel,
         "asked": kills,
         **_deaths(deaths),
-        "pings": sum(one.received for one in pings),
-        "lost_pings": sum(one.sent - one.received for one in pings),
-        "slowest_ping_ms": max(one.slowest_ms for one in pings),
+        "pings": pings.received,
+        "lost_pings": pings.lost,
+        "late_pings": pings.late,
+        "slowest_ping_ms": pings.slowest_ms,
         "interrupts": counted.as_json(),
         "eventfds": last.eventfds.value,
         "afterwards": {"sent": afterwards.sent, "received": afterwards.received, "held": held},
@@ -171,5 +172,6 @@ def show(result: Mapping[str, Any]) -> Iterable[str]:
     counted, back = result["interrupts"], result["fall_back_ms"]
     yield f"{result['kills']} of {result['asked']} kills, {result['stuck']} stuck"
     yield f"QEMU took over after p50 {back['p50']} ms, p99 {back['p99']} ms, at most {back['max']} ms"
-    yield f"{result['pings']} pings answered, {result['lost_pings']} lost, slowest {result['slowest_ping_ms']} ms"
+    yield f"{result['pings']} pings answered, {result['lost_pings']} lost, {result['late_pings']} late, "
+    yield f"the slowest of the others took {result['slowest_ping_ms']} ms"
     yield f"interrupts: host {counted['host']}, guest {counted['guest']}, acknowledged {counted['acks']}"

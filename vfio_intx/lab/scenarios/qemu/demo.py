@@ -153,15 +153,9 @@ def failures(result: Mapping[str, Any]) -> list[str]:
 
 
 def show(result: Mapping[str, Any]) -> Iterable[str]:
-    """The demo's table, and what each wiring costs beside irqfd wired by QEMU."""
+    """The demo's table. What each wiring costs beside the others is for ``qemu/wirings``: here they run one by one."""
     version = result["qemu"]["qemu"]
     yield from demo_rows.table(
         result,
         f"QEMU {version['major']}.{version['minor']}.{version['micro']} with the series, kernel {result['kernel']}",
     )
-    rows = demo_rows.rows(result)
-    bases = {row.device: row.handler_to_ack_us.p50 for row in reversed(rows) if row.scheme == "irqfd"}
-    for row in rows:
-        mine, base = row.handler_to_ack_us.p50, bases[row.device]
-        if mine and base:
-            yield f"{row.card:<10} {row.scheme:<11} by {row.wiring:<17} handler to acknowledge p50 x {mine / base:.2f}"

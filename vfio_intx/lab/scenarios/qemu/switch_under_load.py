@@ -27,13 +27,12 @@ from vfio_intx.lab.live_line import (
     intx_state,
 )
 from vfio_intx.lab.passthrough import (
+    Flood,
     give_to_vfio,
     is_held,
     ping,
     qemu_for,
     set_network_up,
-    start_pings,
-    stop_pings,
 )
 from vfio_intx.lab.scenario import Context
 from vfio_intx.lab.spec import LabSpec
@@ -63,12 +62,13 @@ def inside(context: Context) -> dict[str, object]:
         ping(guest, NETWORK)
         with Witnesses(guest, card, interface) as witnesses:
             first, before = intx_state(guest), witnesses.read()
-            start_pings(guest, NETWORK, STREAMS)
+            flood = Flood(guest, NETWORK, STREAMS)
+            flood.start()
             proven = [_switch_and_prove(context, guest, scheme) for scheme in ("trap", "ack-eventfd", "irqfd")]
             begun = time.monotonic()
             taken, stuck = _switch_on(context, guest, switches)
             seconds = time.monotonic() - begun
-            pings = stop_pings(guest, STREAMS)
+            pings = flood.stop()
             last, counted = intx_state(guest), witnesses.read().since(before)
         afterwards, held = ping(guest, NETWORK), is_held(card)
         qemu = guest.execute("query-version")
@@ -82,9 +82,10 @@ def inside(context: Context) -> dict[str, object]:
         "failures": last.failures - first.failures,
         "stuck": stuck,
         "seconds": round(seconds, 3),
-        "pings": sum(one.received for one in pings),
-        "lost_pings": sum(one.sent - one.received for one in pings),
-        "slowest_ping_ms": max(one.slowest_ms for one in pings),
+        "pings": pings.received,
+        "lost_pings": pings.lost,
+        "late_pings": pings.late,
+        "slowest_ping_ms": pings.slowest_ms,
         "interrupts": counted.as_json(),
         "switch_us": {name: times.microseconds() for name, times in taken.items()},
         "afterwards": {"sent": afterwards.sent, "received": afterwards.received, "held": held},
@@ -159,7 +160,8 @@ def show(result: Mapping[str, Any]) -> Iterable[str]:
     """The counts of every witness, then the times."""
     counted = result["interrupts"]
     yield f"{result['switches']} of {result['asked']} switches, {result['stuck']} stuck, {result['failures']} failed"
-    yield f"{result['pings']} pings answered, {result['lost_pings']} lost, slowest {result['slowest_ping_ms']} ms"
+    yield f"{result['pings']} pings answered, {result['lost_pings']} lost, {result['late_pings']} late, "
+    yield f"the slowest of the others took {result['slowest_ping_ms']} ms"
     yield (
         f"interrupts: host {counted['host']} (tracepoint {counted['traced']}), guest {counted['guest']} "
         f"(acknowledged {counted['acks']}), of them injected by QEMU {counted['qemu']}"

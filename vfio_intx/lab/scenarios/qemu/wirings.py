@@ -30,7 +30,7 @@ from vfio_intx.lab.live_line import (
     fork_tap,
     intx_state,
 )
-from vfio_intx.lab.passthrough import give_to_vfio, is_held, ping, qemu_for, set_network_up, start_pings, stop_pings
+from vfio_intx.lab.passthrough import Flood, give_to_vfio, is_held, ping, qemu_for, set_network_up
 from vfio_intx.lab.scenario import Context
 from vfio_intx.lab.spec import LabSpec
 from vfio_intx.names import Bdf
@@ -59,9 +59,10 @@ def inside(context: Context) -> dict[str, object]:
         interface = guest.wait_interface()
         set_network_up(guest, NETWORK, interface)
         ping(guest, NETWORK)
-        start_pings(guest, NETWORK, STREAMS)
+        flood = Flood(guest, NETWORK, STREAMS)
+        flood.start()
         rates = _take_turns(context, guest, card, interface, rounds)
-        pings = stop_pings(guest, STREAMS)
+        pings = flood.stop()
         afterwards, held = ping(guest, NETWORK), is_held(card)
         qemu = guest.execute("query-version")
     return {
@@ -70,8 +71,9 @@ def inside(context: Context) -> dict[str, object]:
         "kernel": context.spec.kernel,
         "rounds": rounds,
         "rates": rates,
-        "pings": sum(one.received for one in pings),
-        "lost_pings": sum(one.sent - one.received for one in pings),
+        "pings": pings.received,
+        "lost_pings": pings.lost,
+        "late_pings": pings.late,
         "afterwards": {"sent": afterwards.sent, "received": afterwards.received, "held": held},
     }
 
