@@ -69,8 +69,13 @@ def parse_seconds(text: str) -> float:
 
 
 def treat_termination_as_interrupt() -> None:
-    """Let SIGTERM end a changing verb as Ctrl-C does, so that what was begun is undone."""
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    """Let SIGTERM, and the end of the terminal, end a changing verb as Ctrl-C does, so that what was begun is undone.
+
+    One that is ignored (by ``nohup``) stays ignored.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: signal.raise_signal(signal.SIGINT))
 
 
 def names_vm(arguments: argparse.Namespace) -> bool:
