@@ -276,3 +276,12 @@ def test_status_of_one_vm(bench: Bench) -> None:
 def test_status_of_a_vm_without_lines(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.run("status") == 0
     assert "no lines" in capsys.readouterr().out
+
+
+def test_the_name_of_a_neighbour_in_the_guest_moves_no_cursor(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.vm.devices["\x1b[2Jnic"] = {"driver": "e1000", "guest": "listens"}
+    bench.raised_by_qemu = True
+    assert bench.run(*ATTACH, "--scheme", "trap") == 0
+    words = capsys.readouterr().out
+    assert "shared with 00:04.0 \\x1b[2Jnic" in words
+    assert "\x1b" not in words
