@@ -19,8 +19,7 @@ from vfio_intx.host.root import HostRoot
 from vfio_intx.names import Bdf, escape
 from vfio_intx.qemu.guestpci import PassedThrough, list_passed_through
 from vfio_intx.qemu.monitor import Monitor
-from vfio_intx.qemu.process import QemuProcess, find_processes, monitor_sockets
-from vfio_intx.qemu.transports import open_first
+from vfio_intx.qemu.process import QemuProcess, find_processes, open_monitor_of
 from vfio_intx.wiring.inspect import Board, read_board, report
 from vfio_intx.wiring.line import LineReport, Uptake
 from vfio_intx.wiring.verify import HostLine, Sample, Witness, close_sample, no_witness, open_sample, read_host_line
@@ -110,11 +109,7 @@ def _without_lines(process: QemuProcess) -> VmStatus:
 
 
 def _opener(root: HostRoot, process: QemuProcess, budget_s: float) -> Opener:
-    def opened() -> Monitor:
-        sockets = monitor_sockets(root, process)
-        return open_first(sockets, f"VM {process.label}", budget_s=budget_s, root=root)
-
-    return opened
+    return lambda: open_monitor_of(root, process, budget_s=budget_s)
 
 
 def _visit(root: HostRoot, opener: Opener) -> _Asked | VfioIntxError:
