@@ -43,12 +43,12 @@ def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
     from vfio_intx.cli.output import print_json
     from vfio_intx.names import Bdf
     from vfio_intx.qemu.guestpci import parse_device_id
-    from vfio_intx.wiring.attach import Request, attach, plan
+    from vfio_intx.wiring.attach import CHOICES, Request, attach, plan
     from vfio_intx.wiring.ready import require_root
 
     request = Request(
         bdf=Bdf.parse(arguments.bdf),
-        scheme=Scheme.parse(arguments.scheme),
+        scheme=Scheme.parse(arguments.scheme, offered=CHOICES),
         device_id=None if arguments.id is None else parse_device_id(arguments.id),
         bus=None if arguments.bus is None else parse_device_id(arguments.bus),
         timeout_s=arguments.timeout,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from vfio_intx.abi import kvm
 from vfio_intx.abi.call import close_all
 from vfio_intx.chain.scheme import Scheme
-from vfio_intx.errors import UsageError, WorldError
+from vfio_intx.errors import KernelError, UsageError
 from vfio_intx.host.kernel import read_kernel
 from vfio_intx.host.root import HostRoot
 from vfio_intx.names import Bdf, parse_natural
@@ -158,10 +158,14 @@ def _ceiling(arguments: argparse.Namespace, kvm_fd: int, root: HostRoot) -> int:
 
 
 def _host(root: HostRoot) -> dict[str, object]:
-    kernel = read_kernel(root)
+    from vfio_intx.host.cpu import read_cpu
+
+    kernel, cpu = read_kernel(root), read_cpu(root)
     return {
         "kernel": kernel.release.value,
         "kvm": list(kernel.kvm),
+        "cpu": cpu.model.value,
+        "virtual": cpu.virtual.value,
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
     }
@@ -247,4 +251,4 @@ def _draw(figures: BenchFigures, path: Path) -> None:
     try:
         path.write_text(svg(figures, f"INTx schemes on this host's KVM, {triggers} interrupts each"), "utf-8")
     except OSError as error:
-        raise WorldError(f"cannot write {path}: {error.strerror}") from error
+        raise KernelError("write", str(path), error.errno or 0) from error

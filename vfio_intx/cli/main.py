@@ -11,7 +11,7 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from vfio_intx import __version__
@@ -74,52 +74,69 @@ def _overview() -> str:
 def main(argv: Sequence[str]) -> int:
     """Run one command line (without the program's name); the exit status. Errors are printed to stderr."""
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_overview())
-        return 0 if argv else 2
+        return _guarded("vfio-intx", lambda: _say(_overview(), 0 if argv else 2))
     if argv[0] in ("-V", "--version"):
-        print(f"vfio-intx {__version__}")
-        return 0
+        return _guarded("vfio-intx", lambda: _say(f"vfio-intx {__version__}", 0))
     if argv[0] not in VERBS:
         print(f"vfio-intx: there is no verb {argv[0][:32]!r}\n  try: vfio-intx --help", file=sys.stderr)
         return 2
     module = importlib.import_module(f"vfio_intx.cli.{VERBS[argv[0]][0]}")
     parser = _Parser(f"vfio-intx {argv[0]}", VERBS[argv[0]][1], getattr(module, "USAGE_STATUS", 2))
     module.add_arguments(parser)
-    return _guarded(module.run, parser, argv[1:])
+    return _guarded(parser.prog, lambda: int(module.run(parser.parse_args(argv[1:]))))
 
 
-def _guarded(run: object, parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
-    """Parse and run; every way out is a status and, where it failed, a message without a traceback."""
-    from vfio_intx.errors import VfioIntxError
+def _say(text: str, status: int) -> int:
+    print(text)
+    return status
 
-    assert callable(run)
+
+def _guarded(program: str, action: Callable[[], int]) -> int:
+    """Run it; every way out is a status and, where it failed, a message without a traceback."""
     try:
-        return int(run(parser.parse_args(argv)))
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 1
+        status = _finished(action)
+        if sys.stdout is not None:
+            # Here, where it can still be told that there was no room; the interpreter's own flush comes too late.
+            sys.stdout.flush()
+        return status
     except KeyboardInterrupt as stop:
         from vfio_intx.names import escape
 
-        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        print(f"{program}: interrupted", file=sys.stderr)
         for note in getattr(stop, "__notes__", ()):
             print(f"  also: {escape(note)}", file=sys.stderr)
         return _STATUS_INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output went away; keep the interpreter from flushing into it again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of our output went away. Nobody is left who would want to hear of it.
         return _STATUS_PIPE
-    except VfioIntxError as error:
-        from vfio_intx.cli.output import print_error
-
-        return print_error(parser.prog, error)
     except Exception as error:
-        from vfio_intx.cli.output import print_bug
+        return _told(program, error)
 
-        return print_bug(parser.prog, error)
+
+def _finished(action: Callable[[], int]) -> int:
+    """The status of an action that may also end by exiting, as argparse does."""
+    try:
+        return action()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+
+
+def _told(program: str, error: Exception) -> int:
+    """Say what went wrong; the status. Where not even that can be written, the status is all there is."""
+    from vfio_intx.cli.output import print_bug, print_error
+    from vfio_intx.errors import VfioIntxError
+
+    try:
+        return print_error(program, error) if isinstance(error, VfioIntxError) else print_bug(program, error)
+    except OSError:
+        return error.exit_status if isinstance(error, VfioIntxError) else 1
 
 
 def console_entry() -> NoReturn:
     """The ``vfio-intx`` program."""
+    from vfio_intx.cli import stdout
+
+    stdout.install()
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:  # while the verb's module was being loaded

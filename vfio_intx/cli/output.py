@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from vfio_intx.errors import InternalError, VfioIntxError
+from vfio_intx.errors import InternalError, KernelError, VfioIntxError
 from vfio_intx.names import escape
 
 if TYPE_CHECKING:
@@ -22,13 +22,17 @@ def print_json(schema: str, payload: Mapping[str, object], *, to: Path | None = 
     """Write ``{"schema": "vfio-intx/<schema>", …payload}`` to stdout or the file *to*, for programs.
 
     :param schema: name and number, such as ``scan/1``; within a number keys are only added.
+    :raise KernelError: it cannot be written there.
     """
     encoded = msgspec.json.format(msgspec.json.encode({"schema": f"vfio-intx/{schema}", **payload}), indent=2)
     if to is None:
         sys.stdout.write(encoded.decode() + "\n")
         sys.stdout.flush()
     else:
-        to.write_bytes(encoded + b"\n")
+        try:
+            to.write_bytes(encoded + b"\n")
+        except OSError as error:
+            raise KernelError("write", str(to), error.errno or 0) from error
 
 
 def console(*, stderr: bool = False) -> Console:

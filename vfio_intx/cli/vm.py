@@ -75,7 +75,8 @@ def treat_termination_as_interrupt() -> None:
 
 def names_vm(arguments: argparse.Namespace) -> bool:
     """Whether one of the options was given."""
-    return any((arguments.qmp, arguments.pid, arguments.libvirt, arguments.proxmox))
+    named = (arguments.qmp, arguments.pid, arguments.libvirt, arguments.proxmox)
+    return any(name is not None for name in named)
 
 
 @contextmanager
@@ -99,6 +100,8 @@ def open_monitor(arguments: argparse.Namespace, root: HostRoot) -> Monitor:
 
     budget_s: float = arguments.timeout
     if arguments.qmp is not None:
+        if not arguments.qmp:
+            raise UsageError("--qmp: the path is empty", hint="name the path that QEMU's -qmp was given")
         return transports.connect(Path(arguments.qmp), budget_s=budget_s, root=root)
     if arguments.pid is not None:
         process = find_process(root, parse_natural(arguments.pid, "a pid", least=1))
