@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from vfio_intx.cli.changes import add_common, print_outcomes, print_script, records_of, state_directory
+from vfio_intx.cli.changes import add_common, print_outcomes, print_script, state_directory
 from vfio_intx.names import Bdf
 from vfio_intx.wiring.apply import LocalMachine, Machine
 from vfio_intx.wiring.drivers import Plan, plan_unbind, unbind
+from vfio_intx.wiring.recovery import record_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +21,6 @@ def run(arguments: argparse.Namespace, machine: Machine | None = None) -> int:
     machine = machine or LocalMachine()
     bdf, directory = Bdf.parse(arguments.bdf), state_directory(arguments)
     if arguments.dry_run:
-        change = plan_unbind(machine, records_of(directory, [bdf]).get(bdf), bdf)
+        change = plan_unbind(machine, record_of(directory, bdf), bdf)
         return print_script(Plan((), (change,)).script())
     return print_outcomes([unbind(machine, directory, bdf)], directory)

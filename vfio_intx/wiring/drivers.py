@@ -244,7 +244,7 @@ def need_rights(machine: Machine, verb: str, bdfs: Sequence[Bdf]) -> None:
     if not machine.may_change():
         raise RefusedError(
             f"{verb} changes drivers, which only root may do; nothing was changed",
-            hint=f"sudo vfio-intx {verb} {' '.join(map(str, bdfs))}",
+            hint=" ".join(("sudo vfio-intx", verb, *map(str, bdfs))),
         )
 
 

@@ -139,9 +139,13 @@ class StateDirectory:
         os.fsync(self._fd)
 
     def recorded(self) -> tuple[Bdf, ...]:
-        """The functions that have a record, trustworthy or not."""
-        names = (entry.name for entry in os.scandir(self._fd))
-        return tuple(sorted(Bdf.parse(name.removesuffix(_SUFFIX)) for name in names if name.endswith(_SUFFIX)))
+        """The functions that have a record, trustworthy or not; a file that only looks like one is nobody's."""
+        bdfs = set()
+        for entry in os.scandir(self._fd):
+            with suppress(UsageError):
+                bdf = Bdf.parse(entry.name.removesuffix(_SUFFIX))
+                bdfs |= {bdf} if entry.name == f"{bdf}{_SUFFIX}" else set()
+        return tuple(sorted(bdfs))
 
 
 def state_path(given: str | None) -> Path:
@@ -178,7 +182,9 @@ def _open_checked(path: Path) -> int:
     except OSError as error:
         raise RefusedError(
             f"the state directory {path} cannot be used: {error.strerror}",
-            hint="it must be a directory and no symbolic link; --state-dir names another",
+            hint="run it as root"
+            if isinstance(error, PermissionError)
+            else "it must be a directory and no symbolic link; --state-dir names another",
         ) from error
     status = os.fstat(fd)
     if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
