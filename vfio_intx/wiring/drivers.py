@@ -198,7 +198,9 @@ def plan_unbind(machine: Machine, record: Record | None, bdf: Bdf) -> Change:
             hint=f"vfio-intx bind {bdf} gives it to vfio-pci",
         )
     first = record.first.override if record is not None else ""
-    goal = Binding("", first if now.override == VFIO_PCI else now.override)
+    # What a verb of ours was killed over may have left any override, that of the first driver included.
+    ours = now.override == VFIO_PCI or (record is not None and not record.settled)
+    goal = Binding("", first if ours else now.override)
     _refuse_held(machine, bdf, now)
     return Change(bdf, now, goal)
 
