@@ -143,22 +143,28 @@ def race(fd: int, program: Path, scheme: Scheme, pin: Pin, rounds: int, count: i
 
 
 def race_ceiling(fd: int, program: Path, rounds: int, ms: int) -> dict[str, float]:
-    """The ceiling in turns: interrupts a second of either side over all turns."""
+    """The ceiling in turns: the median turn of either side in interrupts a second, and the median of ours / C's."""
     with ExitStack() as stack:
         ours = Ceiling(fd)
         stack.callback(ours.close)
         theirs = InC(program, "ceiling", Pin.IOAPIC)
         stack.callback(theirs.close)
-        interrupts = nanoseconds = 0
+        rates: dict[str, list[float]] = {"python": [], "c": []}
+
+        def python() -> None:
+            interrupts, seconds = ours.figures.interrupts, ours.figures.seconds
+            ours.run(ms / 1000)
+            rates["python"].append((ours.figures.interrupts - interrupts) / (ours.figures.seconds - seconds))
+
+        def c() -> None:
+            interrupts, nanoseconds = theirs.ask(f"run {ms}", 2)
+            rates["c"].append(interrupts / nanoseconds * 1e9)
+
         for turn in range(rounds):
-            if turn % 2:
-                ours.run(ms / 1000)
-            answer = theirs.ask(f"run {ms}", 2)
-            interrupts, nanoseconds = interrupts + answer[0], nanoseconds + answer[1]
-            if not turn % 2:
-                ours.run(ms / 1000)
-        rates = {"python": ours.figures.rate, "c": interrupts / nanoseconds * 1e9}
-        return {**rates, "share": rates["python"] / rates["c"]}
+            for side in (python, c) if turn % 2 else (c, python):
+                side()
+        share = median(mine / other for mine, other in zip(rates["python"], rates["c"], strict=True))
+        return {"python": median(rates["python"]), "c": median(rates["c"]), "share": share}
 
 
 def main() -> int:

@@ -51,12 +51,23 @@ _NOTE_STALE = (
     "{} of the unmasks met a card that asserted: they answered a repeated run of the handler, or a KVM that "
     "acknowledges before the handler has run; vfio fired again each time"
 )
+_NOTE_EXIT = (
+    "{} of the unmasks met a card that still asserted: the exit for the EOI came before the guest had quieted it; vfio "
+    "fired again each time"
+)
 _NOTE_OUT = "stopped early: {} assertions in a row of rounds were lost"
 
 
 def note_late(count: int) -> str:
     """The note on interrupts that took longer than allowed."""
     return f"{count} came back after more than {ALLOWED_S:g} s: late, not lost; the host had no time for us"
+
+
+def why_refired(figures: SchemeFigures) -> str:
+    """The note on unmasks that met a card which still asserted: what brings them about under that scheme."""
+    early = _NOTE_EARLY if figures.early else _NOTE_UNEXPLAINED
+    note = {Scheme.TRAP: _NOTE_GUESS, Scheme.ACK_EVENTFD: _NOTE_STALE, Scheme.SPLIT: _NOTE_EXIT}
+    return note.get(figures.scheme, early).format(figures.refired)
 
 
 class Contestant:
@@ -181,12 +192,8 @@ class Contestant:
             figures.notes.append(note_late(figures.late))
         if figures.scheme is Scheme.EDGE and figures.triggers:
             figures.notes.append(_NOTE_EDGE.format(figures.triggers))
-        elif figures.refired and figures.scheme is Scheme.TRAP:
-            figures.notes.append(_NOTE_GUESS.format(figures.refired))
-        elif figures.refired and figures.scheme is Scheme.ACK_EVENTFD:
-            figures.notes.append(_NOTE_STALE.format(figures.refired))
         elif figures.refired:
-            figures.notes.append((_NOTE_EARLY if figures.early else _NOTE_UNEXPLAINED).format(figures.refired))
+            figures.notes.append(why_refired(figures))
         return figures
 
     def close(self) -> None:
