@@ -32,15 +32,6 @@ def _kvm_usable() -> bool:
     return True
 
 
-def pytest_configure() -> None:
-    """Let no generated example fail for being slow: no test asserts a time. (L1 does not load hypothesis.)"""
-    if not batches.inside_l1():
-        from hypothesis import settings
-
-        settings.register_profile("vfio-intx", deadline=None)
-        settings.load_profile("vfio-intx")
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Sort out which tests can run here, which in L1, and which not at all; those in L1 come last."""
@@ -121,7 +112,12 @@ class _InL1:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """In L1, report to the machine as well."""
+    """In L1, report to the machine as well; elsewhere let no generated example fail for being slow."""
+    if not batches.inside_l1():
+        from hypothesis import settings
+
+        settings.register_profile("vfio-intx", deadline=None)
+        settings.load_profile("vfio-intx")
     if batches.inside_l1() and batches.REPORTS in os.environ:
         config.pluginmanager.register(_InL1(config))
 
