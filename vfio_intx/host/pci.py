@@ -22,6 +22,8 @@ from vfio_intx.names import Bdf, HostIrq, IommuGroup, Pin, escape, parse_driver
 NO_GROUP = IommuGroup(-1)
 #: What PCI calls configuration space; PCI Express extended it, by nothing that INTx depends on.
 _CONFIG_SIZE = 256
+#: "Unknown or no connection" in the Interrupt Line register (PCI 3.0, 6.2.4); as a Linux IRQ it is one like others.
+_NOT_CONNECTED = 255
 _HEX_ID = r"([0-9A-Fa-f]{4,8}):([0-9A-Fa-f]{4,8})"
 
 
@@ -51,7 +53,7 @@ class PciFunction(NamedTuple):
     :ivar irq: sysfs ``irq``, 0 where none; with MSI in use it may be the first MSI vector: see :attr:`intx_irq`.
     :ivar group: the IOMMU group, :data:`NO_GROUP` where the function is in none.
     :ivar power: ``D0``, ``D1``, ``D2``, ``D3hot``, ``D3cold`` or ``unknown``, in the kernel's words.
-    :ivar enabled: how many times the kernel was asked to enable it; 0 means that ``irq`` is only the firmware's guess.
+    :ivar enabled: how many users in the kernel have it enabled; 0 also while vfio-pci has it and nobody has opened it.
     :ivar msi_vectors: Linux IRQ numbers of the MSI or MSI-X vectors that it holds now.
     :ivar msi_allowed: False where ``msi_bus`` forbids MSI below this function's bus.
     :ivar parent: the bridge above it, None on a root bus.
@@ -98,10 +100,24 @@ class PciFunction(NamedTuple):
 
     @property
     def intx_irq(self) -> Fact[HostIrq]:
-        """The host IRQ of its INTx line, unknown while sysfs shows an MSI vector instead or nothing is routed yet."""
-        if self.irq.value is None or self.irq.value not in (self.msi_vectors.value or ()):
-            return self.irq
-        return Fact.unknown(self.irq.source, "the function uses MSI, and irq shows its vector")
+        """The host IRQ of its INTx line, 0 if there is none; unknown while MSI hides it or nothing is routed yet."""
+        if self.is_unrouted:
+            return Fact.unknown(self.irq.source, "nobody has enabled the function yet, so irq is the firmware's guess")
+        if self.irq.value is not None and self.irq.value in (self.msi_vectors.value or ()):
+            return Fact.unknown(self.irq.source, "the function uses MSI, and irq shows its vector")
+        config = self.config.value
+        unconnected = config is not None and self.irq.value == config.interrupt_line == _NOT_CONNECTED
+        return Fact.known(HostIrq(0), self.irq.source) if unconnected else self.irq
+
+    @property
+    def is_unrouted(self) -> bool:
+        """Whether ``irq`` still shows what the firmware left in the Interrupt Line register (``pci_read_irq``).
+
+        The kernel asks the firmware's tables for the real line when the function is first enabled, and keeps that in
+        ``irq`` afterwards (``acpi_pci_irq_enable`` in drivers/acpi/pci_irq.c).
+        """
+        config = self.config.value
+        return self.enabled.value == 0 and (config is None or self.irq.value == config.interrupt_line)
 
 
 def _text(fact: Fact[bytes]) -> Fact[str]:
