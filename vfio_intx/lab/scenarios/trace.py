@@ -30,6 +30,8 @@ SPEC = LabSpec(kernels.DEFAULT, (NIC,))
 DEADLINE_S = 400.0
 
 _PINGS = 20
+_TRACEFS = Path("/sys/kernel/tracing")
+_GLOBAL_FILES = ("tracing_on", "trace_clock", "current_tracer", "set_event", "trace_options", "buffer_size_kb")
 
 
 def inside(context: Context) -> dict[str, object]:
@@ -38,14 +40,22 @@ def inside(context: Context) -> dict[str, object]:
     The guest's kernel is always the same one: what differs is the kernel that is traced.
     """
     bind_by_hand(context)
+    settings = _global_settings()
     rows: dict[str, object] = {}
     for irqchip, schemes in (("on", ("irqfd", "trap")), ("split", ("split",))):
         with Guest.start(GuestOptions(irqchip=irqchip, kernel=kernels.DEFAULT)) as guest:
             guest.load("e1000")
             for scheme in schemes:
                 rows[scheme] = _under(context, guest, scheme)
-    left = [path.name for path in Path("/sys/kernel/tracing/instances").iterdir()]
-    return {"schema": "vfio-intx/lab-trace/1", "kernel": platform.release(), "schemes": rows, "left_behind": left}
+    left = [path.name for path in (_TRACEFS / "instances").iterdir()]
+    touched = {name: [text, now] for name, now in _global_settings().items() if (text := settings[name]) != now}
+    found = {"schemes": rows, "left_behind": left, "global_settings_touched": touched}
+    return {"schema": "vfio-intx/lab-trace/1", "kernel": platform.release(), **found}
+
+
+def _global_settings() -> dict[str, str]:
+    """What a tool that uses the global trace buffer has set there, and the buffer's size."""
+    return {name: (_TRACEFS / name).read_text().strip() for name in _GLOBAL_FILES}
 
 
 def _under(context: Context, guest: Guest, scheme: str) -> dict[str, object]:
@@ -116,6 +126,8 @@ def _host_count(root: HostRoot) -> int:
 def failures(result: Mapping[str, Any]) -> list[str]:
     """What does not hold of a result, in words; empty if it all holds."""
     wrong = [f"left behind: {name}" for name in result["left_behind"]]
+    for name, (before, after) in result["global_settings_touched"].items():
+        wrong.append(f"the global buffer's {name} was {before!r} and is {after!r}")
     for scheme, row in result["schemes"].items():
         spoken = row["evidence"] and row["evidence"]["speaks_for"]
         if spoken != scheme:
