@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vfio_intx.cli.vm import (
@@ -52,11 +53,14 @@ def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
     else:
         vms = gather(root, interval_s=interval_s, budget_s=arguments.timeout, witness=witness)
     if arguments.watch:
-        from vfio_intx.cli.watch import watch
+        from vfio_intx.cli.watch import Roster, watch
         from vfio_intx.observe.traced import Traced
 
         traced = Traced(root) if arguments.trace else None
-        return watch(watcher, vms, interval_s=interval_s, as_json=arguments.json, traced=traced)
+        again = (
+            None if names_vm(arguments) else partial(gather, root, interval_s=interval_s, budget_s=arguments.timeout)
+        )
+        return watch(watcher, Roster(vms, again), interval_s=interval_s, as_json=arguments.json, traced=traced)
     states = watcher.tick()
     if arguments.json:
         print_json("status/1", {"vms": [vm.as_json() for vm in vms], "states": [row.as_json() for row in states]})

@@ -32,7 +32,7 @@ function figures() {
     ["whole, p50", us(whole.p50)],
     ["whole, p99", us(whole.p99)],
     ["whole, longest", us(whole.max)],
-    ["VMM wake-ups each", report.wakeups_per_interrupt ?? "–"],
+    ["VMM wake-ups", report.wakeups_per_interrupt ?? "–"],
     ["lost events", report.lost_events, report.lost_events > 0],
   ];
   byId("figures").append(
