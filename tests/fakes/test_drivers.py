@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -244,7 +243,7 @@ def test_what_a_restore_that_died_left_is_not_taken_for_a_strangers_override(ker
     with open_state(state) as opened:
         record = opened.read(BDF)
         assert record is not None
-        opened.write(replace(record, goal=record.first, settled=False))
+        opened.write(record._replace(goal=record.first, settled=False))
     kernel.write(Write(f"/sys/bus/pci/devices/{NIC}/driver_override", "e1000"), Deadline.after("test", 1))
     kernel._set_driver(NIC, "")
     unbind(kernel, state, BDF)

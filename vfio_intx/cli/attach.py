@@ -15,6 +15,16 @@ from vfio_intx.cli.vm import (
 )
 from vfio_intx.host.root import HostRoot
 
+EPILOG = """\
+needs root; the function must be on vfio-pci (vfio-intx bind)
+exit status 0 also where no interrupt has come yet to prove the scheme, which the output says
+
+examples:
+  vfio-intx attach 05:00.0 --qmp /run/vm.qmp --dry-run
+  vfio-intx attach 05:00.0 --libvirt web1
+  vfio-intx attach 05:00.0 --proxmox 101 --scheme trap --prove 10
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""

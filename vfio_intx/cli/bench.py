@@ -25,6 +25,16 @@ _MOST_SECONDS = 86_400
 _BAR_CELLS = 40
 _STATUS_INTERRUPTED = 130
 
+EPILOG = """\
+needs /dev/kvm (root, or its group); --device needs root and a function on vfio-pci that no VM uses
+SCHEME is one of irqfd, ack-eventfd, split, trap, edge; times are in microseconds
+
+examples:
+  vfio-intx bench
+  vfio-intx bench --scheme irqfd --scheme trap --count 100000 --plot race.svg
+  vfio-intx bench --device 05:00.0 --count 1000 --json
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""

@@ -16,10 +16,13 @@ from vfio_intx.wiring.journal import Record, open_state, read_all, state_path
 def add_common(parser: argparse.ArgumentParser, *, every: str = "") -> None:
     """The function, ``--dry-run`` and ``--state-dir``; *every* says which functions are meant where none is named."""
     words = "the PCI function, such as 0000:05:00.0"
-    parser.add_argument("bdf", nargs="?" if every else None, help=words + (f" (default: {every})" if every else ""))
+    words += f" (default: {every})" if every else ""
+    parser.add_argument("bdf", metavar="BDF", nargs="?" if every else None, help=words)
     parser.add_argument("--dry-run", action="store_true", help="print the exact writes and change nothing")
     parser.add_argument(
-        "--state-dir", help="where first drivers are recorded (else VFIO_INTX_STATE, else /var/lib/vfio-intx)"
+        "--state-dir",
+        metavar="DIR",
+        help="where first drivers are recorded (else VFIO_INTX_STATE, else /var/lib/vfio-intx)",
     )
 
 

@@ -14,6 +14,15 @@ from vfio_intx.wiring.drivers import Plan, restore
 from vfio_intx.wiring.plan import Change
 from vfio_intx.wiring.recovery import naming_record, plan_restore_all, plan_restore_of, restore_all
 
+EPILOG = """\
+needs root; twice is as good as once, and after a crash in the middle it ends what was begun
+
+examples:
+  vfio-intx restore --dry-run
+  vfio-intx restore
+  vfio-intx restore 05:00.0
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""

@@ -20,6 +20,16 @@ from vfio_intx.host.root import HostRoot
 if TYPE_CHECKING:
     from vfio_intx.observe.status import VmStatus
 
+EPILOG = """\
+needs root to see all; what could not be seen is told as trouble, with exit status 0
+--watch ends with q or Ctrl-C
+
+examples:
+  vfio-intx status
+  vfio-intx status --watch --interval 2
+  vfio-intx status --libvirt web1 --trace --json
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""

@@ -7,6 +7,14 @@ import argparse
 from vfio_intx.cli.vm import add_timeout_argument, add_vm_arguments, open_vm, parse_seconds
 from vfio_intx.host.root import HostRoot
 
+EPILOG = """\
+needs root and a QEMU with the series of qemu-patches/; stock QEMU: detach, then attach --scheme
+
+examples:
+  vfio-intx switch 05:00.0 trap --qmp /run/vm.qmp --dry-run
+  vfio-intx switch 05:00.0 irqfd --qmp /run/vm.qmp
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""

@@ -29,6 +29,16 @@ _SHOWN_ANOMALIES = 8
 #: Far more objects between two runs of the collector: events and spans make no cycles, it would only walk them.
 _COLLECT_AFTER = 200_000
 
+EPILOG = """\
+needs root; times are in microseconds
+exit status 0 if interrupts were seen, none of their events was lost and the VM lived on
+
+examples:
+  vfio-intx trace 05:00.0 --seconds 10
+  vfio-intx trace 05:00.0 --count 1000 --html line.html --perfetto line.json
+  vfio-intx trace --pid 4711 --gsi 16 --seconds 5 --json
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``trace``."""

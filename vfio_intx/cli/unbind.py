@@ -10,6 +10,14 @@ from vfio_intx.wiring.apply import LocalMachine, Machine
 from vfio_intx.wiring.drivers import Plan, plan_unbind, unbind
 from vfio_intx.wiring.recovery import record_of
 
+EPILOG = """\
+needs root; vfio-intx restore still knows the first driver afterwards
+
+examples:
+  vfio-intx unbind 05:00.0 --dry-run
+  vfio-intx unbind 05:00.0
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""

@@ -15,12 +15,11 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
-
-import msgspec
+from typing import NamedTuple
 
 from vfio_intx.abi.filelock import try_lock
+from vfio_intx.chain.plain import from_json, to_json
 from vfio_intx.deadline import Deadline
 from vfio_intx.errors import BusyError, RefusedError, UsageError, VfioIntxError, WorldError
 from vfio_intx.host.pci import PciIds
@@ -35,8 +34,7 @@ _LONGEST = 1 << 14
 _SUFFIX = ".record"
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """What is known of a function that this program has changed.
 
     :ivar ids: what the function is; a record says nothing about another card at the same address.
@@ -53,7 +51,7 @@ class Record:
 
     def settle(self) -> Record:
         """The same record with its change completed."""
-        return replace(self, settled=True)
+        return self._replace(settled=True)
 
 
 class BadRecord(WorldError):
@@ -62,7 +60,7 @@ class BadRecord(WorldError):
 
 def encode(record: Record) -> bytes:
     """The bytes of a record's file."""
-    body = msgspec.json.encode(record)
+    body = to_json(record)
     return f"{_MAGIC} {_VERSION} {hashlib.sha256(body).hexdigest()}\n".encode() + body
 
 
@@ -80,11 +78,11 @@ def decode(raw: bytes, name: str) -> Record:
     if words[2] != hashlib.sha256(body).hexdigest():
         raise BadRecord(f"{name} is damaged: its checksum does not match", hint=hint)
     try:
-        record = msgspec.json.decode(body, type=Record)
+        record = from_json(body, Record)
         for driver in (record.first.driver, record.first.override, record.goal.driver, record.goal.override):
             if driver:
                 parse_driver(driver)
-    except (msgspec.MsgspecError, UsageError) as error:
+    except (ValueError, UsageError) as error:
         raise BadRecord(f"{name} does not hold a record: {error}", hint=hint) from error
     return record
 
@@ -199,7 +197,9 @@ def _open_checked(path: Path) -> int:
     except OSError as error:
         raise RefusedError(
             f"the state directory {path} cannot be used: {error.strerror}",
-            hint="it must be a directory and no symbolic link; --state-dir names another",
+            hint="run it as root"
+            if isinstance(error, PermissionError)
+            else "it must be a directory and no symbolic link; --state-dir names another",
         ) from error
     status = os.fstat(fd)
     if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
