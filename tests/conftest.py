@@ -12,11 +12,12 @@ from collections.abc import Generator
 import pytest
 
 from tests.lab import batches
+from tests.lab.losses import LOST, in_words
+from vfio_intx.errors import LabLost
 from vfio_intx.lab.run import missing_needs
 
 _STATUS_LAB_LOST = 3
 _TABLE = pytest.StashKey[dict[str, batches.Batch]]()
-_LOST = pytest.StashKey[list[str]]()
 _KVM_BY = pytest.StashKey[str]()
 
 
@@ -35,7 +36,7 @@ def _kvm_usable() -> bool:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Sort out which tests can run here, which in L1, and which not at all; those in L1 come last."""
-    config.stash[_LOST] = []
+    config.stash[LOST] = []
     config.stash[_TABLE] = {}
     if batches.inside_l1():
         return
@@ -75,6 +76,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.fail(f"required by VFIO_INTX_REQUIRE, but missing: {text}", pytrace=False)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that lost its lab failed in nothing: it has no verdict."""
+    report = yield
+    if call.excinfo is not None and isinstance(call.excinfo.value, LabLost):
+        item.config.stash[LOST].append(item.nodeid)
+        report.longrepr = in_words(call.excinfo.value)
+    return report
+
+
 def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     """A test of L1: run its whole batch at the first of them, then replay the reports that came back."""
     batch = item.config.stash[_TABLE].get(item.nodeid)
@@ -94,7 +107,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     reports = batch.reports.get(item.nodeid)
     if reports is None:
         reports = [batches.lost_report(item, batch.lost or "LAB LOST")]
-        item.config.stash[_LOST].append(item.nodeid)
+        item.config.stash[LOST].append(item.nodeid)
     for report in reports:
         hook.pytest_runtest_logreport(report=report)
     hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
@@ -112,20 +125,21 @@ class _InL1:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """In L1, report to the machine as well; elsewhere let no generated example fail for being slow."""
+    """In L1, report to the machine as well; elsewhere, let no generated example fail for being slow."""
     if not batches.inside_l1():
         from hypothesis import settings
 
+        # No test asserts a time. (L1 does not load hypothesis.)
         settings.register_profile("vfio-intx", deadline=None)
         settings.load_profile("vfio-intx")
-    if batches.inside_l1() and batches.REPORTS in os.environ:
+    elif batches.REPORTS in os.environ:
         config.pluginmanager.register(_InL1(config))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
     """A run in which nothing failed but a lab was lost has an exit status of its own: 3."""
-    lost = session.config.stash.get(_LOST, [])
+    lost = session.config.stash.get(LOST, [])
     if lost and session.testsfailed == len(lost):
         session.exitstatus = _STATUS_LAB_LOST
     return (yield)
@@ -136,6 +150,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     met = terminalreporter.config.stash.get(_KVM_BY, None)
     if met is not None:
         terminalreporter.write_line(f"kvm need met by: {met}")
-    lost = terminalreporter.config.stash.get(_LOST, [])
+    lost = terminalreporter.config.stash.get(LOST, [])
     if lost:
         terminalreporter.write_line(f"LAB LOST: {len(lost)} tests have no verdict; run them again", red=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 
 from tests.contract.test_monitor import start_qemu
 from vfio_intx.abi import eventfd
-from vfio_intx.errors import PeerGone, PeerRefused
+from vfio_intx.errors import KernelError, PeerGone, PeerRefused
 from vfio_intx.qemu.monitor import QmpMonitor
 from vfio_intx.qemu.transports import connect
 from vfio_intx.wiring.direct import own_eventfds
@@ -85,3 +86,13 @@ def test_a_closed_monitor_takes_none(vm: tuple[QmpMonitor, int]) -> None:
     monitor.close()
     with own_eventfds() as pair, pytest.raises(PeerGone):
         monitor.give_descriptor(pair.trigger, "probe")
+
+
+def test_a_closed_descriptor_is_ours_to_mend_and_not_the_peers_fault(vm: tuple[QmpMonitor, int]) -> None:
+    monitor, _ = vm
+    fd = eventfd.create()
+    os.close(fd)
+    with pytest.raises(KernelError) as caught:
+        monitor.give_descriptor(fd, "probe")
+    assert caught.value.errno == errno.EBADF
+    assert monitor.execute("query-status")

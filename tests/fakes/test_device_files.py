@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from vfio_intx.names import Bdf
 from vfio_intx.wiring.device_files import open_device
 
 BDF = "0000:05:00.0"
+_NOBODY = 65534
 
 
 def open_descriptors() -> int:
@@ -77,11 +80,25 @@ def test_a_node_that_is_not_vfio(tree: FakeTree) -> None:
     assert (error.operation, error.errno_name) == ("VFIO_GET_API_VERSION", "ENOTTY")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may open everything; run as a user to see this one")
-def test_a_node_that_may_not_be_opened(tree: FakeTree) -> None:
-    add(tree)
-    tree.write("dev/vfio/vfio", "").chmod(0)
-    error = attempt(tree)
+@pytest.fixture
+def nobodys_tree() -> Iterator[FakeTree]:
+    """A tree of a user's, whom we are meanwhile: root may open everything."""
+    with tempfile.TemporaryDirectory() as name:
+        if os.geteuid() != 0:
+            yield FakeTree(Path(name))
+            return
+        os.chown(name, _NOBODY, _NOBODY)
+        os.seteuid(_NOBODY)
+        try:
+            yield FakeTree(Path(name))
+        finally:
+            os.seteuid(0)
+
+
+def test_a_node_that_may_not_be_opened(nobodys_tree: FakeTree) -> None:
+    add(nobodys_tree)
+    nobodys_tree.write("dev/vfio/vfio", "").chmod(0)
+    error = attempt(nobodys_tree)
     assert isinstance(error, KernelError)
     assert error.errno_name == "EACCES"
     assert "root" in (error.hint or "")

@@ -133,6 +133,20 @@ def test_a_line_that_is_dead_is_counted_and_given_up(kvm_fd: int, opened: FakeOp
         tally = lane.race(10, durations, 0.02, 3)
         assert (tally.asserted, tally.acknowledged, tally.lost) == (3, 0, 3)
         assert list(durations[:4]) == [0, 0, 0, 1]
+        assert len(lane.remains) == 3, "each lost one is told with the link that it got to"
+        assert "handler runs 0," in lane.remains[0]
+        assert "EOI never heard" in lane.remains[0]
+
+
+def test_a_slow_one_is_late_and_not_lost(kvm_fd: int, opened: FakeOpened, root: HostRoot) -> None:
+    with ExitStack() as stack:
+        line = stack.enter_context(RealLine(opened, root))  # type: ignore[arg-type]
+        lane = Lane(kvm_fd, line, Scheme.ACK_EVENTFD, GSI)
+        stack.callback(lane.close)
+        lane.wire()
+        tally = lane.race(20, array("Q", bytes(8 * 20)), 0.0, 1, grace_s=30.0)
+        assert (tally.acknowledged, tally.lost, tally.late) == (20, 0, 20)
+        assert lane.remains == []
 
 
 def test_a_dead_vcpu_ends_the_race(kvm_fd: int, opened: FakeOpened, root: HostRoot) -> None:

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from tests.kvm.starving import starved_vcpus
 from vfio_intx.abi import eventfd, kvm
 from vfio_intx.abi.call import close_all
 from vfio_intx.deadline import Deadline
@@ -69,7 +70,7 @@ def test_an_exit_that_nobody_expects_is_told_with_registers(kvm_fd: int) -> None
         trigger = _unmapped(machine)
         with pytest.raises(UnexpectedExit) as caught:
             machine.wait_for(Word.IDLE_RUNS, 1, "impossible")
-        assert f"KVM_EXIT_MMIO (read of {BAR:#x})" in caught.value.reason
+        assert f"KVM_EXIT_MMIO (4-byte read of {BAR:#x})" in caught.value.reason
         assert CODE <= caught.value.registers["rip"] < CODE + 0x1000
         assert "rip=0x1" in str(caught.value)
         assert machine.vcpu is not None
@@ -137,5 +138,21 @@ def test_the_ceiling_counts_and_stops(kvm_fd: int) -> None:
         ceiling.run(0.05)
         assert ceiling.figures.interrupts > first
         assert ceiling.progress() == 0
+    finally:
+        ceiling.close()
+
+
+def test_the_ceiling_ends_with_its_guest_at_rest_even_if_that_gets_hardly_any_cpu_time(kvm_fd: int) -> None:
+    ceiling = Ceiling(kvm_fd)
+    try:
+        for _ in range(3):
+            ceiling.begin()
+            assert Deadline.after("some interrupts", 10.0).poll(lambda: ceiling.progress() > 500)
+            with starved_vcpus():
+                ceiling.end()
+                ended = ceiling.total()
+            assert ceiling.figures.interrupts == ended
+            # Nothing was in flight: what was not delivered then would be now.
+            assert not Deadline.after("a late one", 0.2).poll(lambda: ceiling.total() != ceiling.figures.interrupts)
     finally:
         ceiling.close()

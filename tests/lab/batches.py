@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.losses import in_words, unless_lost
 from tests.lab.specs import SPECS
 from vfio_intx.deadline import Deadline
 from vfio_intx.errors import LabLost, VfioIntxError
@@ -79,11 +81,25 @@ def gather(items: Sequence[pytest.Item]) -> dict[str, Batch]:
 
 
 def run(batch: Batch, config: pytest.Config, say: Callable[[str], None]) -> None:
-    """Boot the batch's lab and run its tests in it; fills ``reports`` and, where some are missing, ``lost``."""
+    """Boot the batch's lab and run its tests in it; fills ``reports`` and, where some are missing, ``lost``.
+
+    Where the lab is lost, what has no verdict by then runs in a second one, and that is all.
+    """
     batch.ran = True
+    try:
+        unless_lost(lambda: _one_lab(batch, config, say))
+    except LabLost as error:
+        batch.lost = in_words(error)
+    except VfioIntxError as error:
+        batch.lost = f"LAB LOST: it could not be booted: {error}" + (f"\n  try: {error.hint}" if error.hint else "")
+
+
+def _one_lab(batch: Batch, config: pytest.Config, say: Callable[[str], None]) -> None:
+    """Boot once for the tests without reports. :raise LabLost: if some have none afterwards."""
+    items = [item for item in batch.items if item.nodeid not in batch.reports]
     results_dir = results_folder()
     names = results_dir / "tests"
-    names.write_text("".join(f"{item.nodeid}\n" for item in batch.items), "utf-8")
+    names.write_text("".join(f"{item.nodeid}\n" for item in items), "utf-8")
     spec = dataclasses.replace(SPECS[batch.key.spec], kernel=batch.key.kernel)
     reports = results_dir / "reports.jsonl"
     command = [
@@ -96,8 +112,8 @@ def run(batch: Batch, config: pytest.Config, say: Callable[[str], None]) -> None
         f"--rootdir={config.rootpath}",
         f"@{names}",
     ]
-    deadline = Deadline.after(f"lab tests, spec {batch.key.spec}", BOOT_S + TEST_S * len(batch.items))
-    say(f"booting the lab for {len(batch.items)} tests (spec {batch.key.spec}, kernel {batch.key.kernel})")
+    deadline = Deadline.after(f"lab tests, spec {batch.key.spec}", BOOT_S + TEST_S * len(items))
+    say(f"booting the lab for {len(items)} tests (spec {batch.key.spec}, kernel {batch.key.kernel})")
     begun = time.monotonic()
 
     def progress(line: str) -> None:
@@ -105,19 +121,18 @@ def run(batch: Batch, config: pytest.Config, say: Callable[[str], None]) -> None
 
     try:
         run_in_lab(spec, command, results_dir, deadline, progress, {REPORTS: str(reports)})
-    except LabLost as error:
-        batch.lost = "\n".join([f"LAB LOST: {error}", *getattr(error, "__notes__", ()), f"kept: {results_dir}"])
-    except VfioIntxError as error:
-        batch.lost = f"LAB LOST: it could not be booted: {error}" + (f"\n  try: {error.hint}" if error.hint else "")
-    batch.reports = read_reports(reports, config)
-    if batch.lost is None and len(batch.reports) < len(batch.items):
-        batch.lost = f"LAB LOST: pytest in L1 said nothing of this test; its output is {results_dir}/output"
-    if any(report.failed for found in batch.reports.values() for report in found) or batch.lost:
-        say(f"kept for inspection: {results_dir}")
-    else:
-        for path in sorted(results_dir.rglob("*"), reverse=True):
-            path.unlink() if not path.is_dir() else path.rmdir()
-        results_dir.rmdir()
+    finally:
+        found = read_reports(reports, config)
+        batch.reports.update(found)
+        whole = len(found) == len(items) and not any(report.failed for each in found.values() for report in each)
+        if whole:
+            shutil.rmtree(results_dir)
+        else:
+            say(f"kept for inspection: {results_dir}")
+    if len(found) < len(items):
+        raise LabLost(
+            f"pytest in L1 said nothing of {len(items) - len(found)} tests; its output is {results_dir}/output"
+        )
 
 
 def read_reports(path: Path, config: pytest.Config) -> dict[str, list[pytest.TestReport]]:

@@ -13,6 +13,7 @@ import pytest
 
 from vfio_intx.deadline import Deadline
 from vfio_intx.errors import LabLost
+from vfio_intx.lab.autopsy import REPORT
 from vfio_intx.lab.play import results_folder
 from vfio_intx.lab.run import PROJECT, run_in_lab
 from vfio_intx.lab.spec import LabSpec
@@ -57,6 +58,14 @@ def test_a_panic_is_a_lost_lab_with_the_consoles_last_words(results: Path) -> No
     crash = ["sh", "-c", "echo c > /proc/sysrq-trigger"]
     with pytest.raises(LabLost, match=r"died while its command was running: .*Kernel panic - not syncing: sysrq"):
         run_in_lab(SPEC, crash, results, Deadline.after("test", 280), lambda line: None)
+
+
+def test_a_lab_that_does_not_end_is_looked_at_before_it_is_killed(results: Path) -> None:
+    with pytest.raises(LabLost, match="the lab was stopped after 20 s") as caught:
+        run_in_lab(SPEC, ["sleep", "1000"], results, Deadline.after("test", 20), lambda line: None)
+    assert any("vCPU was at RIP=" in note and "a second later at RIP=" in note for note in caught.value.__notes__)
+    assert "== second look: info registers" in (results / REPORT).read_text()
+    assert Deadline.after("the processes are reaped", 30).poll(lambda: not _of_this_lab(results))
 
 
 def test_a_killed_program_leaves_no_machine_behind(results: Path) -> None:

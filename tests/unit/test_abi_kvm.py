@@ -130,11 +130,17 @@ def test_an_mmio_exit_reads_back(address: int, size: int, is_write: bool, data: 
     assert kvm_vcpu.decode_mmio(page) == (address, size, is_write, expected)
 
 
-def test_the_answer_to_a_read_lies_where_the_kernel_looks() -> None:
-    page = _page(b"")
-    kvm_vcpu.answer_mmio(page, 0x1_2345_6789)
-    at = GOLDEN["offsetof(struct kvm_run, mmio.data)"]
-    assert bytes(page[at : at + 8]) == (0x1_2345_6789).to_bytes(8, "little")
+def test_the_hot_loop_looks_where_the_kernel_puts_an_mmio_exit() -> None:
+    assert GOLDEN["offsetof(struct kvm_run, mmio.phys_addr)"] == 8 * kvm_vcpu.RUN_MMIO_ADDRESS
+    assert GOLDEN["offsetof(struct kvm_run, mmio.data)"] == 8 * kvm_vcpu.RUN_MMIO_DATA
+    assert GOLDEN["offsetof(struct kvm_run, mmio.len)"] == 8 * kvm_vcpu.RUN_MMIO_KIND
+    assert GOLDEN["offsetof(struct kvm_run, mmio.is_write)"] == 8 * kvm_vcpu.RUN_MMIO_KIND + 4
+
+
+@pytest.mark.parametrize(("is_write", "kind"), [(0, kvm_vcpu.MMIO_READ_32), (1, kvm_vcpu.MMIO_WRITE_32)])
+def test_the_hot_loop_knows_an_access_whatever_stale_bytes_follow(is_write: int, kind: int) -> None:
+    page = _page(struct.pack("=Q8sIB", 0xE000_0000, bytes(8), 4, is_write) + b"\xff\xff\xff")
+    assert page.cast("Q")[kvm_vcpu.RUN_MMIO_KIND] & kvm_vcpu.RUN_MMIO_KIND_MASK == kind
 
 
 def test_a_port_exit_takes_its_value_from_the_offset_in_the_page() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import lzma
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,12 @@ import pytest
 
 from tests.fakes.qmp_server import Line, answering, dies_on_command, never_replies, saying, serving, silent
 from vfio_intx.deadline import Deadline
-from vfio_intx.errors import MissingError, PeerGarbage, PeerGone, PeerRefused, PeerTimeout, UsageError
+from vfio_intx.errors import MissingError, PeerGarbage, PeerGone, PeerRefused, PeerTimeout, UsageError, VerifyError
 from vfio_intx.lab import scenario as scenarios
 from vfio_intx.lab.channel import Answer, Monitor, Shell
 from vfio_intx.lab.initramfs import Entry, cpio, initramfs_for, is_static, module_files, parse_modules_dep
 from vfio_intx.lab.kernels import Kernel
+from vfio_intx.lab.traffic import find_port_script, port_name
 
 
 def soon() -> Deadline:
@@ -186,3 +188,71 @@ def test_every_scenario_can_be_found_and_says_what_it_shows() -> None:
         assert scenarios.summary(scenario)
         assert callable(scenario.inside)
         assert scenarios.deadline_s(scenario) > 0
+
+
+@pytest.fixture
+def tty_tree(tmp_path: Path) -> Path:
+    """A sysfs that shows a port below the PCI bus whose node has not been made yet, and one that is no card's."""
+    (tmp_path / "dev").mkdir()
+    ports = tmp_path / "sys/class/tty"
+    ports.mkdir(parents=True)
+    (ports / "ttyS0").symlink_to("../../devices/pnp0/00:01/tty/ttyS0")
+    (ports / "ttyS2").symlink_to("../../devices/pci0000:00/0000:00:02.0/tty/ttyS2")
+    return tmp_path
+
+
+def find_port(sysfs: str, dev: str, seconds: int) -> subprocess.Popen[str]:
+    script = find_port_script(sysfs, dev, seconds)
+    # As in the guest, what goes to stderr is part of the answer.
+    return subprocess.Popen(
+        ["busybox", "sh", "-c", script],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_a_port_without_its_node_is_waited_for(tty_tree: Path) -> None:
+    ours, theirs = os.openpty()
+    with find_port(f"{tty_tree}/sys", f"{tty_tree}/dev", 20) as search:
+        assert search.poll() is None
+        (tty_tree / "dev/ttyS2").symlink_to(os.ttyname(theirs))
+        assert search.stdout is not None
+        assert port_name(search.stdout.read()) == "ttyS2"
+    assert search.returncode == 0
+    os.close(theirs)
+    os.close(ours)
+
+
+def test_a_listing_that_fails_is_not_part_of_the_name(tty_tree: Path) -> None:
+    """ls told of a name that was gone; its message was taken for the port, and the traffic went into a file "ls:"."""
+    ours, theirs = os.openpty()
+    (tty_tree / "dev/ttyS2").symlink_to(os.ttyname(theirs))
+    # Of two folders that ls is given, it finds one.
+    with find_port(f"{tty_tree}/gone/class/tty {tty_tree}/sys", f"{tty_tree}/dev", 20) as search:
+        assert search.stdout is not None
+        assert port_name(search.stdout.read()) == "ttyS2"
+    os.close(theirs)
+    os.close(ours)
+
+
+@pytest.mark.parametrize("text", ["", "ls: ./ttyS2: No such file or directory\nttyS2\n", "ttyS2 ttyS3", "../ttyS2"])
+def test_only_a_ports_name_is_taken_for_one(text: str) -> None:
+    with pytest.raises(VerifyError, match="the guest said"):
+        port_name(text)
+
+
+def test_a_port_that_does_not_come_is_an_error_and_no_file(tty_tree: Path) -> None:
+    with find_port(f"{tty_tree}/sys", f"{tty_tree}/dev", 1) as search:
+        pass
+    assert search.returncode == 1
+    assert list((tty_tree / "dev").iterdir()) == []
+
+
+def test_a_port_that_refuses_to_open_is_no_port_yet(tty_tree: Path) -> None:
+    """What a node of a device that is not ready answers: an error to open."""
+    (tty_tree / "dev/ttyS2").write_text("")
+    with find_port(f"{tty_tree}/sys", f"{tty_tree}/dev", 1) as search:
+        pass
+    assert search.returncode == 1

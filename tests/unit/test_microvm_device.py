@@ -116,6 +116,18 @@ def test_an_early_unmask_is_counted_and_answered_by_firing_again(card: LevelDevi
     assert (tally.acknowledged, tally.lost, tally.refired) == (10, 0, 10)
 
 
+def test_what_comes_back_in_the_time_of_grace_is_late_and_not_lost(card: LevelDevice) -> None:
+    def serve(number: int) -> None:
+        _quiet(card)
+        eventfd.signal(card.unmask)
+
+    durations = array("Q", bytes(8 * 3))
+    with _guest(card, serve):
+        tally = card.race(3, durations, 0.0, 1, grace_s=30.0)
+    assert (tally.asserted, tally.acknowledged, tally.lost, tally.late) == (3, 3, 0, 3)
+    assert all(durations)
+
+
 def test_what_never_comes_back_is_lost_and_ends_the_race_when_it_is_too_much(card: LevelDevice) -> None:
     durations = array("Q", [9] * 10)
     tally = card.race(10, durations, 0.001, 3)

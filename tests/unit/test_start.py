@@ -40,7 +40,7 @@ def test_help_is_as_wide_as_the_terminal(
     columns: str, most: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
-    parser = program._Parser("vfio-intx", " ".join(["word"] * 100), 2)
+    parser = program._Parser("vfio-intx", " ".join(["word"] * 100))
     parser.print_help()
     widest = max(map(len, capsys.readouterr().out.splitlines()))
     assert most - len("word ") <= widest <= most

@@ -53,10 +53,11 @@ def test_a_line_that_is_not_there_is_one_message(
     assert "Traceback" not in captured.err
 
 
+@pytest.mark.parametrize("option", ["--spans", "--perfetto", "--html", "--json-to"])
 def test_an_export_into_a_folder_that_is_not_there_fails_before_the_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["trace", "--pid", "1", "--gsi", "20", "--seconds", "600", "--spans", str(tmp_path / "no/spans")]) == 1
+    assert main(["trace", "--pid", "1", "--gsi", "20", "--seconds", "600", option, str(tmp_path / "no/file")]) == 1
     assert "ENOENT" in capsys.readouterr().err
 
 

@@ -72,15 +72,3 @@ def test_debugfs_will_do(tmp_path: Path) -> None:
 def test_a_tracefs_that_is_none_is_an_error_and_leaves_nothing(host: HostRoot) -> None:
     with pytest.raises(KernelError, match="tracing_on"), Instance(host, [], size_kb=64):
         pass
-
-
-@pytest.mark.skipif(not Path("/sys/kernel/tracing/events").is_dir(), reason="needs a tracefs that refuses; run as root")
-def test_lockdown_is_named_where_the_kernel_refuses(tmp_path: Path) -> None:
-    (tmp_path / "sys/kernel/security").mkdir(parents=True)
-    (tmp_path / "sys/kernel/security/lockdown").write_text("none integrity [confidentiality]\n")
-    (tmp_path / "sys/kernel/tracing").mkdir()
-    # No folder can be made below events: the kernel answers as it does to all of tracefs when it is locked down.
-    (tmp_path / "sys/kernel/tracing/instances").symlink_to("/sys/kernel/tracing/events")
-    with pytest.raises(KernelError, match=r"EPERM|EACCES") as caught, Instance(HostRoot(tmp_path), [], size_kb=64):
-        pass
-    assert "locked down" in str(caught.value.hint)

@@ -168,8 +168,9 @@ static void *vmm_thread(void *unused)
 		must(poll(fds, 2, -1), "poll");
 		if (fds[0].revents) {
 			drain(trigger);
-			pending = 1;
+			/* In this order: an access in between must not lower a level that is raised only afterwards. */
 			line(1);
+			pending = 1;
 		}
 		if (fds[1].revents) {
 			drain(ack_fd);

@@ -20,12 +20,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from vfio_intx.abi import kvm
 from vfio_intx.deadline import Deadline
+from vfio_intx.errors import VfioIntxError
 from vfio_intx.host.root import HostRoot
 from vfio_intx.microvm.bench import Ceiling
 from vfio_intx.names import Gsi
@@ -87,22 +87,8 @@ def load(count: int) -> None:
     ceiling.begin()
     Deadline.after("the load", 600.0).poll(lambda: ceiling.progress() >= count, most_s=0.01)
     ceiling.end()
-    # What was still in flight has been delivered when the count stands still.
-    Deadline.after("the line is quiet", 5.0).poll(quiet(ceiling))
     print(json.dumps({"interrupts": ceiling.total(), "seconds": ceiling.figures.seconds}), flush=True)
     os._exit(0)
-
-
-def quiet(ceiling: Ceiling) -> Callable[[], bool]:
-    """Whether the guest's count stands still since the last time it was asked."""
-    seen = -1
-
-    def still() -> bool:
-        nonlocal seen
-        before, seen = seen, ceiling.total()
-        return before == seen
-
-    return still
 
 
 def used(pid: int) -> float:
@@ -138,7 +124,7 @@ def with_ours(count: int, folder: Path) -> Turn:
     turn.cpu_s = used(tracer.pid)
     tracer.returncode = 0
     found = json.loads(result.read_text())
-    turn.events, turn.lost, turn.spans = found["cost"]["events"], found["lost_events"], found["deliveries"]
+    turn.events, turn.lost, turn.spans = found["cost"]["events"], found["lost_events"], found["interrupts"]
     return turn
 
 
@@ -217,6 +203,10 @@ def main() -> int:
         load(arguments.load)
     if shutil.which("trace-cmd") is None:
         sys.exit("tools/bench trace: trace-cmd is missing\n  try: apt-get install trace-cmd")
+    try:
+        find_tracefs(HostRoot())
+    except VfioIntxError as error:
+        sys.exit(f"tools/bench trace: {error}\n  try: {error.hint}")
     turns: dict[str, list[Turn]] = {"alone": [], "vfio-intx trace": [], "trace-cmd": []}
     with tempfile.TemporaryDirectory() as name:
         for _ in range(arguments.rounds):

@@ -35,6 +35,15 @@ RUN_IMMEDIATE_EXIT = 1
 RUN_EXIT_REASON = 8
 RUN_EXIT_DATA = 32
 
+# The same for who looks at every exit and has no time to unpack: the page cast to 64-bit items, and where in it an
+# MMIO exit has its address, its data, and its size with the direction above it. What lies behind those is stale.
+RUN_MMIO_ADDRESS = 4
+RUN_MMIO_DATA = 5
+RUN_MMIO_KIND = 6
+RUN_MMIO_KIND_MASK = 0xFF_FFFF_FFFF
+MMIO_READ_32 = 4
+MMIO_WRITE_32 = 1 << 32 | 4
+
 _IO_EXIT = struct.Struct("=BBHIQ")
 _MMIO_EXIT = struct.Struct("=Q8sIB")
 _INTERNAL_EXIT = struct.Struct("=II")
@@ -131,7 +140,7 @@ def run(vcpu_fd: int) -> bool:
     :raise KernelError: the kernel refused; EFAULT for memory that is gone, EIO from another process.
     """
     try:
-        fcntl.ioctl(vcpu_fd, KVM_RUN, 0)
+        fcntl.ioctl(vcpu_fd, KVM_RUN)
     except InterruptedError:
         return False
     except OSError as error:
@@ -145,11 +154,6 @@ def decode_mmio(page: memoryview) -> MmioExit:
     """The MMIO exit in the shared page."""
     address, data, size, is_write = _MMIO_EXIT.unpack_from(page, RUN_EXIT_DATA)
     return MmioExit(address, size, bool(is_write), int.from_bytes(data[: min(size, 8)], "little"))
-
-
-def answer_mmio(page: memoryview, value: int) -> None:
-    """What the guest's MMIO read shall see; taken up by the next :func:`run`."""
-    struct.pack_into("=Q", page, RUN_EXIT_DATA + 8, value & (1 << 64) - 1)
 
 
 def decode_port(page: memoryview) -> PortExit:

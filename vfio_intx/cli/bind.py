@@ -10,6 +10,14 @@ from vfio_intx.names import Bdf
 from vfio_intx.wiring.apply import LocalMachine, Machine
 from vfio_intx.wiring.drivers import bind, plan_bind, with_group
 
+EPILOG = """\
+needs root, but for --dry-run
+
+examples:
+  vfio-intx bind 05:00.0 --dry-run
+  vfio-intx bind 05:00.0 --group
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""

@@ -19,12 +19,27 @@ _MOST_MESSAGES = 2000
 #: A plugin's usage error is UNKNOWN, and so is everything else that keeps it from an answer.
 USAGE_STATUS = int(Severity.UNKNOWN)
 
+EPILOG = """\
+exit status: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN (also where the command line is wrong)
+needs no root, but as a mere user it knows less and says what; --write-test needs root
+
+examples:
+  vfio-intx check 05:00.0
+  vfio-intx check 05:00.0 --irqchip split --guest-uses intx
+  vfio-intx check 05:00.0 --qemu-log /var/log/libvirt/qemu/vm.log
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    parser.add_argument("bdf", help="the PCI function, such as 0000:05:00.0")
+    parser.add_argument("bdf", metavar="BDF", help="the PCI function, such as 0000:05:00.0")
     parser.add_argument("--json", action="store_true", help="print vfio-intx/check/1 instead of text")
-    parser.add_argument("--from", dest="snapshot", metavar="FILE", help="a snapshot that report took")
+    parser.add_argument(
+        "--from",
+        dest="snapshot",
+        metavar="FILE",
+        help="the archive of report, or its snapshot.json, in place of this host",
+    )
     parser.add_argument("--irqchip", choices=("on", "split", "off"), default="", help="the VM's kernel-irqchip")
     parser.add_argument("--no-kvm-intx", action="store_true", help="the VM's vfio-pci has x-no-kvm-intx=on")
     parser.add_argument(

@@ -8,10 +8,18 @@ from vfio_intx.diagnose.rules import RULES
 from vfio_intx.diagnose.rules.rule import Rule
 from vfio_intx.errors import UsageError
 
+EPILOG = """\
+examples:
+  vfio-intx explain
+  vfio-intx explain INTX001
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    parser.add_argument("code", nargs="?", help="a code such as INTX001; without one, all codes with their titles")
+    parser.add_argument(
+        "code", metavar="CODE", nargs="?", help="a code such as INTX001; without one, all codes with their titles"
+    )
     parser.add_argument("--json", action="store_true", help="print vfio-intx/explain/1 instead of text")
 
 

@@ -17,12 +17,26 @@ from vfio_intx.host.root import HostRoot
 from vfio_intx.host.snapshot import Snapshot, take_snapshot
 from vfio_intx.names import Bdf
 
+EPILOG = """\
+needs no root; what only root may read is shown as "?"
+
+examples:
+  vfio-intx scan
+  vfio-intx scan 05:00.0 --json
+  vfio-intx scan --from vfio-intx-report.tar.gz
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    parser.add_argument("bdf", nargs="*", help="only these functions, with or without a pin")
+    parser.add_argument("bdf", metavar="BDF", nargs="*", help="only these functions, with or without a pin")
     parser.add_argument("--json", action="store_true", help="print vfio-intx/scan/1 instead of a table")
-    parser.add_argument("--from", dest="snapshot", metavar="FILE", help="a snapshot that report took")
+    parser.add_argument(
+        "--from",
+        dest="snapshot",
+        metavar="FILE",
+        help="the archive of report, or its snapshot.json, in place of this host",
+    )
 
 
 def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:

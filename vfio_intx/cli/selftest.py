@@ -13,6 +13,14 @@ from vfio_intx.host.kernel import read_kernel
 from vfio_intx.host.root import HostRoot
 from vfio_intx.microvm.trials import Ground, Row, Verdict, is_usable, run_trials
 
+EPILOG = """\
+needs /dev/kvm (root, or its group), no device; takes a second or two
+
+examples:
+  vfio-intx selftest
+  vfio-intx selftest --all
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""

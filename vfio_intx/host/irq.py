@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from vfio_intx.chain.fact import Fact
 from vfio_intx.host.root import HostRoot, read_text
-from vfio_intx.names import HostIrq, escape
+from vfio_intx.names import Bdf, HostIrq, escape
 
 #: CONFIG_NR_CPUS goes up to 8192 on x86; more columns than that are not CPUs.
 _MOST_CPUS = 8192
@@ -22,6 +22,7 @@ _LONGEST_NAME = 200
 _ROW = r"(?a)\s*([0-9]{1,7}):\s+(.*)"
 _TRIGGER = r"(?a)(?:^|[-\s])(level|edge|fasteoi|Level|Edge)(?:\s|$)"
 _SPURIOUS = r"(?a)count (\d{1,12})\s+unhandled (\d{1,12})\s+last_unhandled (\d{1,20}) ms\s*"
+_VFIO_ACTION = r"(?a)vfio-intx\(([0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7])\)"
 
 
 class IrqLine(NamedTuple):
@@ -120,3 +121,9 @@ def read_counts(root: HostRoot, irqs: Iterable[HostIrq]) -> dict[HostIrq, int]:
 def vfio_action(bdf: object) -> str:
     """The name that vfio-pci gives its INTx handler (``vfio_intx_enable`` in drivers/vfio/pci/vfio_pci_intrs.c)."""
     return f"vfio-intx({bdf})"
+
+
+def vfio_device(action: str) -> Bdf | None:
+    """The device whose INTx handler bears that name, None for any other handler."""
+    match = re.fullmatch(_VFIO_ACTION, action)
+    return None if match is None else Bdf.parse(match[1])

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vfio_intx.lab.autopsy import monitor_arguments
 from vfio_intx.lab.spec import Card, FrameSocket, LabSpec, SerialSocket, UserNetwork, socket_path
 from vfio_intx.lab.start import MACHINE_TAG
 
@@ -51,6 +52,7 @@ def vng_argv(spec: LabSpec, places: Places, script: Path, *, interactive: bool =
     qemu = [
         *_MACHINE,
         *_SECOND_ROOT,
+        *monitor_arguments(places.results_dir),
         *(word for card in spec.cards for word in card_arguments(card, places.results_dir)),
     ]
     argv = [str(places.vng), "--verbose", "--run", str(places.image), "--disable-kvm", "--force-9p"]

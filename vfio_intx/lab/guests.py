@@ -126,7 +126,9 @@ class Guest:
                 guest.stop()
 
     def wait_ready(self, seconds: float = BOOT_S) -> None:
-        """Wait until the guest's shell reads commands. :raise LabLost: if it does not."""
+        """Wait until the guest's shell reads commands, after a reset too. :raise LabLost: if it does not."""
+        if self._shell is not None:
+            self._shell.close()
         deadline = Deadline.after("the guest's boot", seconds)
         try:
             self._shell = Shell(self.folder / "shell", deadline)

@@ -6,8 +6,10 @@ The result file appears whole: ``{"ok": true, "result": {…}}`` or ``{"ok": fal
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +17,12 @@ from pathlib import Path
 import msgspec
 
 from vfio_intx.errors import InternalError, VfioIntxError
-from vfio_intx.lab.scenario import Context, find
+from vfio_intx.lab.scenario import Context, Scenario, deadline_s, find
 
 RESULT = "result.json"
+
+#: So long before the scenario's deadline, after which nothing can be asked any more, it is asked where it hangs.
+_LAST_WORDS_S = 20.0
 
 
 def write_result(results_dir: Path, payload: object) -> None:
@@ -28,6 +33,22 @@ def write_result(results_dir: Path, payload: object) -> None:
         file.flush()
         os.fsync(file.fileno())
     scratch.rename(results_dir / RESULT)
+
+
+def tell_where_it_hangs() -> None:
+    """Every thread's stack to stderr, and the kernel's blocked tasks and running one to the console."""
+    faulthandler.dump_traceback(all_threads=True)
+    for key in ("w", "l"):
+        Path("/proc/sysrq-trigger").write_text(key, "ascii")
+
+
+def _last_words(scenario: Scenario) -> threading.Timer:
+    """A timer, running, that tells where the scenario hangs shortly before the lab is stopped for it."""
+    up_s = float(Path("/proc/uptime").read_text("ascii").split()[0])
+    timer = threading.Timer(max(0.0, deadline_s(scenario) - up_s - _LAST_WORDS_S), tell_where_it_hangs)
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,7 +63,11 @@ def main(argv: Sequence[str]) -> int:
     try:
         scenario = find(name)
         spec = dataclasses.replace(scenario.SPEC, kernel=kernel)
-        result = scenario.inside(Context(spec, results_dir, say, tuple(words)))
+        timer = _last_words(scenario)
+        try:
+            result = scenario.inside(Context(spec, results_dir, say, tuple(words)))
+        finally:
+            timer.cancel()
     except Exception as error:
         known = isinstance(error, VfioIntxError)
         if not known or os.environ.get("VFIO_INTX_DEBUG"):

@@ -21,7 +21,9 @@ from vfio_intx.wiring.drivers import bind
 
 _STATE_DIR = Path("/var/lib/vfio-intx")
 _PING_END = re.compile(r"(\d+) packets transmitted, (\d+) packets received")
-_ROUND = 50
+_ROUND = 200
+#: An answer that has not come so long after the last request is lost.
+_LAST_ANSWER_S = 10.0
 #: awk: several summaries of busybox ping as one, in the same words; fields end at blanks and slashes.
 _ADD_UP = (
     "/packets transmitted/ {sent += $1; received += $4} /min.avg.max/ {if ($8 + 0 > most) most = $8 + 0} "
@@ -47,9 +49,9 @@ def qemu_for(words: Iterable[str], *, stock: bool = False) -> str:
     return str(require_built(base_of(words), stock=stock).program)
 
 
-def give_to_vfio(*cards: Bdf) -> None:
-    """Bind each card to vfio-pci. :raise WorldError: as ``bind`` does."""
-    bind(LocalMachine(), _STATE_DIR, list(cards), force=False)
+def give_to_vfio(*cards: Bdf, force: bool = False) -> None:
+    """Bind each card to vfio-pci. :raise WorldError: as ``bind`` does, without *force* also for one without a pin."""
+    bind(LocalMachine(), _STATE_DIR, list(cards), force=force)
 
 
 def host_count(card: Bdf) -> int:
@@ -68,25 +70,23 @@ def is_held(card: Bdf) -> bool:
     return config.intx_disabled and config.intx_asserted
 
 
-def wait_progress(card: Bdf, seen: int, seconds: float) -> int | None:
-    """Wait until the host has counted more than *seen* interrupts; the new count, or None if the line stands still."""
-    count = seen
-
-    def more() -> bool:
-        nonlocal count
-        count = host_count(card)
-        return count > seen
-
-    return count if Deadline.after("an interrupt on the line", seconds).poll(more, first_s=0.0005) else None
-
-
 @dataclass(frozen=True, slots=True)
 class Pings:
-    """What a run of pings came to; ``slowest_ms`` is the longest round trip."""
+    """What a run of pings came to; ``slowest_ms`` is the longest round trip.
+
+    ``late`` are those whose answer came after the program had given up waiting, a second or so after the last request
+    of a round: the guest's kernel has counted them all the same, so they are not lost.
+    """
 
     sent: int
     received: int
     slowest_ms: float
+    late: int = 0
+
+    @property
+    def lost(self) -> int:
+        """Those without an answer."""
+        return self.sent - self.received
 
 
 def set_network_up(guest: Guest, network: UserNetwork, interface: str) -> None:
@@ -94,26 +94,56 @@ def set_network_up(guest: Guest, network: UserNetwork, interface: str) -> None:
     guest.check(f"ip addr add {network.address} dev {interface} && ip link set {interface} up")
 
 
-def start_pings(guest: Guest, network: UserNetwork, streams: int = 1) -> None:
-    """Ping as fast as answers come, in the background, until :func:`stop_pings`."""
-    guest.check("rm -f /tmp/stop")
-    for number in range(streams):
-        # In rounds that wait for their last answer: at the end, nothing that was sent is still on its way.
-        ping_round = f"ping -A -q -c {_ROUND} -W 10 -s {56 + number} {network.gateway}"
-        guest.check(
-            f"(while [ ! -e /tmp/stop ]; do {ping_round}; done > /tmp/ping{number} 2>&1; touch /tmp/end{number}) &"
-        )
+class Flood:
+    """Pings as fast as their answers come, in the background of a guest, from :meth:`start` to :meth:`stop`.
+
+    What was sent and answered is counted by the guest's kernel (``Icmp:`` in ``/proc/net/snmp``): the ping of busybox
+    gives up too soon for a machine as slow as the lab, and would call an answer lost that only came late.
+    """
+
+    def __init__(self, guest: Guest, network: UserNetwork, streams: int) -> None:
+        self._guest, self._network, self._streams = guest, network, streams
+        self._before = (0, 0)
+
+    def start(self) -> None:
+        """Begin."""
+        self._guest.check("rm -f /tmp/stop /tmp/end*")
+        self._before = self._echoes()
+        for number in range(self._streams):
+            ping_round = f"ping -A -q -c {_ROUND} -W 10 -s {56 + number} {self._network.gateway}"
+            self._guest.check(
+                f"(while [ ! -e /tmp/stop ]; do {ping_round}; done > /tmp/ping{number} 2>&1; touch /tmp/end{number}) &"
+            )
+
+    def stop(self) -> Pings:
+        """Let the rounds end, wait for answers that are still on their way, add up."""
+        self._guest.check("touch /tmp/stop")
+        told = []
+        for number in range(self._streams):
+            self._guest.check(f"while [ ! -e /tmp/end{number} ]; do sleep 0.1; done", 120)
+            # Thousands of lines would take minutes through the guest's serial port.
+            told.append(parse_pings(self._guest.check(f"awk -F '[ /]' '{_ADD_UP}' /tmp/ping{number}")))
+        Deadline.after("the last answer", _LAST_ANSWER_S).poll(lambda: not self._counted().lost)
+        counted = self._counted()
+        late = sum(one.lost for one in told) - counted.lost
+        return Pings(counted.sent, counted.received, max(one.slowest_ms for one in told), late)
+
+    def _counted(self) -> Pings:
+        sent, received = self._echoes()
+        return Pings(sent - self._before[0], received - self._before[1], 0.0)
+
+    def _echoes(self) -> tuple[int, int]:
+        return parse_echoes(self._guest.check("grep ^Icmp: /proc/net/snmp"))
 
 
-def stop_pings(guest: Guest, streams: int = 1) -> list[Pings]:
-    """End what :func:`start_pings` started and read what came of it."""
-    guest.check("touch /tmp/stop")
-    found = []
-    for number in range(streams):
-        guest.check(f"while [ ! -e /tmp/end{number} ]; do sleep 0.1; done", 120)
-        # Thousands of lines would take minutes through the guest's serial port.
-        found.append(parse_pings(guest.check(f"awk -F '[ /]' '{_ADD_UP}' /tmp/ping{number}")))
-    return found
+def parse_echoes(text: str) -> tuple[int, int]:
+    """Echo requests sent and replies received, from the ``Icmp:`` lines. :raise VerifyError: if they are not there."""
+    rows = [line.split() for line in text.splitlines() if line.startswith("Icmp:")]
+    if len(rows) == 2 and len(rows[0]) == len(rows[1]):
+        values = dict(zip(*rows, strict=True))
+        if "OutEchos" in values and "InEchoReps" in values:
+            return int(values["OutEchos"]), int(values["InEchoReps"])
+    raise VerifyError(f"the guest's /proc/net/snmp tells of no echoes: {text[:200]!r}")
 
 
 def ping(guest: Guest, network: UserNetwork, count: int = 5, seconds: int = 10) -> Pings:

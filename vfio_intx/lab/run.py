@@ -13,7 +13,7 @@ from pathlib import Path
 import vfio_intx
 from vfio_intx.deadline import Deadline
 from vfio_intx.errors import LabLost, MissingError
-from vfio_intx.lab import kernels
+from vfio_intx.lab import autopsy, kernels
 from vfio_intx.lab.argv import Places, vng_argv
 from vfio_intx.lab.build_qemu import require_built
 from vfio_intx.lab.initramfs import initramfs_for
@@ -21,6 +21,7 @@ from vfio_intx.lab.outcome import LabResult, lost, read_status
 from vfio_intx.lab.spec import LabSpec
 from vfio_intx.lab.start import INNER, OUTER, OUTPUT, STARTED, Setting, inner_script, outer_script
 from vfio_intx.lab.supervise import Follower, OnLine, supervise
+from vfio_intx.names import escape
 
 #: Set in L1, so that a program can tell; its value is the name of L1's kernel.
 INSIDE = "VFIO_INTX_INSIDE_L1"
@@ -74,7 +75,8 @@ def run_in_lab(
     :param results_dir: an empty folder; left in it: ``output`` (of the command), ``console``, what the command wrote.
     :param on_line: told each line of the command's output, and steps of the preparation, as they come.
     :raise MissingError: if this machine lacks something, before anything starts.
-    :raise LabLost: if L1 dies, twice does not come up or outlives *deadline*; it is killed, its console kept.
+    :raise LabLost: if L1 dies, twice does not come up or outlives *deadline*; it is killed, its console kept, and what
+        it was doing when the deadline passed lies in :data:`vfio_intx.lab.autopsy.REPORT`.
     """
     results_dir = results_dir.resolve()
     argv = _prepare(spec, command, results_dir, on_line, environment or {}, interactive=False)
@@ -140,13 +142,22 @@ def _supervised(argv: Sequence[str], results_dir: Path, deadline: Deadline, on_l
             status_at = time.monotonic()
         follower.look()
 
+    findings: list[str] = []
+
+    def look_at_it() -> None:
+        findings.append(autopsy.perform(results_dir))
+
+    console = results_dir / "console"
     try:
-        ended = supervise(argv, results_dir / "console", deadline, tick, environment=_environment())
+        ended = supervise(argv, console, deadline, tick, environment=_environment(), on_deadline=look_at_it)
     finally:
         follower.close()
     status = read_status(results_dir)
     if status is None or started_at is None or status_at is None:
-        raise lost(results_dir, ended, deadline)
+        error = lost(results_dir, ended, deadline)
+        for finding in findings:
+            error.add_note(escape(finding))
+        raise error
     return LabResult(status, results_dir, started_at - begun, status_at - started_at)
 
 

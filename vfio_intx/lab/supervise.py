@@ -86,10 +86,12 @@ def supervise(
     on_tick: Callable[[], None],
     *,
     environment: Mapping[str, str] | None = None,
+    on_deadline: Callable[[], None] = lambda: None,
 ) -> Ended:
     """Run *argv* to its end or the deadline's; stderr goes to the file *console*, stdout nowhere.
 
     :param on_tick: called some twenty times a second.
+    :param on_deadline: called once if the deadline has passed, while the process still runs.
     :return: never before the whole process group is dead, and so for every exception that *on_tick* raises, too.
     """
     process = subprocess.Popen(
@@ -105,6 +107,8 @@ def supervise(
         assert process.stderr is not None
         with console.open("wb") as log:
             _follow(process, process.stderr, log, tail, deadline, on_tick)
+        if process.poll() is None:
+            on_deadline()
     finally:
         _kill_group(process)
     on_tick()

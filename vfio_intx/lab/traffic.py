@@ -25,11 +25,43 @@ from vfio_intx.lab.spec import UserNetwork, socket_path
 PAUSE_S, LINE_PAUSE_S = 0.1, 0.3
 
 _PINGED = re.compile(r"([0-9]+) packets transmitted, ([0-9]+) packets received")
+_PORT = re.compile(r"ttyS[0-9]{1,3}")
 _LINES = re.compile(r"sent ([0-9]+) received ([0-9]+)")
 
 
 #: How each line that the guest writes begins.
 _OPENING = b"a line of text, number"
+
+#: Seconds for a hot-plugged serial port to become one that opens.
+_PORT_S = 30
+
+
+def find_port_script(sysfs: str = "/sys", dev: str = "/dev", seconds: int = _PORT_S) -> str:
+    """A shell script that waits for the port of a PCI serial card, sets it to raw 115200 and prints its name.
+
+    It ends with 1 if none opens within *seconds*. What is in between matters: while the port changes hands (a slot of
+    the ISA driver becomes the card's) ``ls`` finds names that are gone when it looks at them, sysfs shows a port before
+    devtmpfs has its node, and for a moment the serial core refuses opens. A wrong name is worse than none, for a
+    redirection (``<>``) makes a plain file of it, which swallows all that is written and reads as empty. So only a name
+    that ``stty``, which makes no files, has opened is printed, and nothing else is.
+    """
+    ports = f"ls -l {sysfs}/class/tty 2>/dev/null | sed -n 's,.*/pci0000:00/.*/tty/,,p' | grep ttyS"
+    return f"""
+        for i in $(seq {seconds * 10}); do
+            for port in $({ports}); do
+                [ -c {dev}/$port ] && stty -F {dev}/$port raw -echo 115200 2>/dev/null && echo $port && exit 0
+            done
+            sleep 0.1
+        done
+        ls -l {sysfs}/class/tty {dev}/ttyS*
+        exit 1"""
+
+
+def port_name(text: str) -> str:
+    """The name that :func:`find_port_script` printed. :raise VerifyError: for anything but exactly that."""
+    if _PORT.fullmatch(text.strip()) is None:
+        raise VerifyError(f"looking for the serial port, the guest said {text.strip()[:200]!r}")
+    return text.strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +144,10 @@ class SerialLines:
 
     def prepare(self, guest: Guest) -> None:
         """See :meth:`Traffic.prepare`. The port of a PCI card is the one whose device lies below the PCI bus."""
-        find = "ls -l /sys/class/tty | sed -n 's,.*/pci0000:00/.*/tty/,,p'"
-        self.handler = guest.check(
-            f"for i in $(seq 200); do {find} | grep ttyS && exit 0; sleep 0.1; done; ls -l /sys/class/tty; exit 1"
-        ).split()[0]
+        self.handler = port_name(guest.check(find_port_script()))
         # The driver holds its interrupt while the port is open only, and the count goes with the handler.
         hold = f"(exec 4<> /dev/{self.handler}; exec sleep 100000) > /dev/null 2>&1 &"
-        guest.check(f"stty -F /dev/{self.handler} raw -echo 115200; {hold} echo $! > /tmp/{self.name}.holder")
+        guest.check(f"{hold} echo $! > /tmp/{self.name}.holder")
 
     def start(self, guest: Guest) -> None:
         """See :meth:`Traffic.start`."""

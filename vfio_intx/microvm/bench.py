@@ -13,9 +13,11 @@ from contextlib import ExitStack
 from vfio_intx.abi import eventfd, kvm
 from vfio_intx.abi.call import close_all
 from vfio_intx.chain.scheme import Scheme
+from vfio_intx.deadline import Deadline
+from vfio_intx.errors import VerifyError
 from vfio_intx.microvm.contest import GSI, Contestant
 from vfio_intx.microvm.figures import BenchFigures, CeilingFigures, SchemeFigures
-from vfio_intx.microvm.guest import GuestParameters, Pin, Quiet, Word
+from vfio_intx.microvm.guest import GuestParameters, Hold, Pin, Quiet, Word
 from vfio_intx.microvm.machine import Machine
 
 #: A round is at most so many interrupts of one scheme, so that the rounds of all schemes lie close together.
@@ -24,6 +26,8 @@ MOST_ROUNDS = 100
 CEILING_S = 2.0
 _WORD = 0xFFFF_FFFF
 _TICK_S = 0.5
+#: For the guest to end an interrupt, which takes it microseconds once it gets CPU time.
+_REST_S = 10.0
 
 
 def contests(schemes: Sequence[Scheme]) -> list[tuple[Scheme, Pin]]:
@@ -69,20 +73,44 @@ class Ceiling:
         return (self._machine.mailbox[Word.HANDLER_RUNS] - self._began[1]) & _WORD if self._began else 0
 
     def total(self) -> int:
-        """Every run of the guest's handler so far; after :meth:`end` also those that came while it ended."""
+        """Every run of the guest's handler so far; it stands still after :meth:`end`."""
         return self._machine.mailbox[Word.HANDLER_RUNS]
 
     def end(self) -> None:
-        """Take the irqfd away and add what was counted to the figures. :raise UnexpectedExit: the vCPU died."""
+        """Take the irqfd away, wait until the guest is done with the last interrupt, add all of them to the figures.
+
+        The guest is held inside its handler meanwhile. Otherwise an EOI may come when KVM has unregistered the
+        resampler's acknowledge notifier and not yet lowered the level (``irqfd_resampler_shutdown``): the guest is
+        then interrupted over and over by a level that nobody raised anew.
+
+        :raise UnexpectedExit: the vCPU died. :raise VerifyError: the guest does not come to rest.
+        """
         if self._began is None:
             return
-        began = self._began[0]
-        interrupts, ended = self.progress(), time.perf_counter()
-        self._began = None
-        kvm.deassign_irqfd(self._machine.fd, self._eventfd, self.figures.gsi)
-        eventfd.drain(self._eventfd)
-        self.figures.interrupts += interrupts
+        machine, (began, before), self._began = self._machine, self._began, None
+        ended = time.perf_counter()
+        machine.mailbox[Word.HOLD] = Hold.BEFORE_EOI
+        try:
+            machine.wait_for(Word.HELD, Hold.BEFORE_EOI, "guest to enter its handler", _REST_S)
+        finally:
+            kvm.deassign_irqfd(machine.fd, self._eventfd, self.figures.gsi)
+            eventfd.drain(self._eventfd)
+            machine.mailbox[Word.HOLD] = Hold.NONE
+        self._wait_at_rest()
+        self.figures.interrupts += self.total() - before & _WORD
         self.figures.seconds += ended - began
+
+    def _wait_at_rest(self) -> None:
+        """A count that stands still may belong to a vCPU that gets no CPU time; a pin without remote IRR does not."""
+        gsi = self.figures.gsi
+
+        def rests() -> bool:
+            self._machine.check()
+            ioapic = kvm.decode_ioapic(kvm.get_irqchip(self._machine.fd, kvm.Chip.IOAPIC))
+            return not ioapic.is_requested(gsi) and not ioapic.is_remote_irr(gsi)
+
+        if not Deadline.after("the guest's pin at rest", _REST_S).poll(rests, first_s=0.0001):
+            raise VerifyError(f"waited {_REST_S:g} s for the guest's pin {gsi} to come to rest in vain")
 
     def run(self, seconds: float, count: int | None = None) -> None:
         """Run for so long, or until about *count* interrupts if those come first."""

@@ -18,7 +18,7 @@ from vfio_intx.host.irq import read_counts
 from vfio_intx.host.pci import read_function
 from vfio_intx.host.root import HostRoot
 from vfio_intx.microvm.bench import rounds_of
-from vfio_intx.microvm.contest import ALLOWED_S, GSI
+from vfio_intx.microvm.contest import ALLOWED_S, GRACE_S, GSI, note_late
 from vfio_intx.microvm.figures import BenchFigures, RoundTrips, SchemeFigures
 from vfio_intx.microvm.guest import Pin
 from vfio_intx.microvm.lane import Lane
@@ -29,6 +29,7 @@ from vfio_intx.wiring.device_files import OpenDevice
 _TOO_MANY_LOST = 5
 _WORD = 0xFFFF_FFFF
 _NOTE_SOFTWARE = "no card file for this device: VFIO's software trigger, which asserts nothing and masks nothing"
+_NOTE_LOST = "lost: {}"
 _NOTE_OUT = "stopped early: {} assertions of one round were lost"
 
 
@@ -72,7 +73,7 @@ class _Racer:
         try:
             before = lane.handler_runs, lane.idle_runs, lane.wiring.wakeups, self._count()
             began = time.perf_counter()
-            tally = lane.race(count, durations, ALLOWED_S, _TOO_MANY_LOST)
+            tally = lane.race(count, durations, ALLOWED_S, _TOO_MANY_LOST, grace_s=GRACE_S)
             seconds = time.perf_counter() - began
             lane.wiring.check()
             lane.settle()
@@ -88,6 +89,7 @@ class _Racer:
         figures.triggers += tally.asserted
         figures.acknowledged += tally.acknowledged
         figures.lost += tally.lost
+        figures.late += tally.late
         figures.seconds += seconds
         self.trips.add(durations, tally.asserted)
         if tally.lost >= _TOO_MANY_LOST:
@@ -155,6 +157,9 @@ def _figures(line: RealLine, racers: Sequence[_Racer], partial: bool, irq: int |
         racer.figures.round_trip = racer.trips.percentiles()
         if not line.asserter.real:
             racer.figures.notes.append(_NOTE_SOFTWARE)
+        if racer.figures.late:
+            racer.figures.notes.append(note_late(racer.figures.late))
+        racer.figures.notes += [_NOTE_LOST.format(state) for state in racer.lane.remains]
     function = line.opened.function
     return DeviceFigures(
         bdf=str(function.bdf),

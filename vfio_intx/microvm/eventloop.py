@@ -56,16 +56,17 @@ class EventLoop:
             self._failure = error
 
     def _loop(self) -> None:
-        poll, handlers, read = self._poller.poll, self._handlers, os.eventfd_read
+        poll, handlers, read, stop = self._poller.poll, self._handlers, os.eventfd_read, self._stop
         while True:
             for fd, _ in poll():
-                handler = handlers.get(fd)
-                if handler is None:
+                if fd == stop:
                     return
-                self.wakeups += 1
                 try:
                     read(fd)
                 except BlockingIOError:
                     # Somebody else has drained it since (a card that was reset): there is nothing to do.
+                    self.wakeups += 1
                     continue
-                handler()
+                # The guest waits for the handler, and for nothing else here: the count comes afterwards.
+                handlers[fd]()
+                self.wakeups += 1

@@ -54,7 +54,9 @@ class SchemeFigures:
         the others.
     :ivar handler_runs: runs of the guest's handler; ``repeated``: those that found nothing to do, because no
         assertion was new to them.
+    :ivar late: acknowledged ones that took longer than allowed.
     :ivar refired: unmasks while the card still asserted, on each of which vfio fires again.
+    :ivar early: whether KVM was seen to acknowledge before the guest's EOI; None where it was not tried.
     :ivar wakeups: wake-ups of the VMM in all, exits of its vCPU included. The card's are not: they are the kernel's.
     :ivar seconds: time spent in rounds, for the rate.
     :ivar notes: what a reader has to know about these figures.
@@ -66,8 +68,10 @@ class SchemeFigures:
     handler_runs: int = 0
     acknowledged: int = 0
     lost: int = 0
+    late: int = 0
     repeated: int = 0
     refired: int = 0
+    early: bool | None = None
     wakeups: int = 0
     seconds: float = 0.0
     round_trip: Percentiles | None = None
@@ -150,8 +154,10 @@ def _row(figures: BenchFigures, row: SchemeFigures) -> dict[str, object]:
         "handler_runs": row.handler_runs,
         "acknowledged": row.acknowledged,
         "lost": row.lost,
+        "late": row.late,
         "repeated": row.repeated,
         "refired": row.refired,
+        "acknowledged_early": row.early,
         "vmm_wakeups_per_interrupt": round(row.wakeups_per_interrupt, 4),
         "round_trip_us": {
             name: round(getattr(trip, name), 3) if trip is not None else None for name in ("p50", "p99", "p999", "max")

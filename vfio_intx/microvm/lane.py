@@ -38,6 +38,8 @@ class Lane:
         if scheme not in line.schemes:
             raise RefusedError(f"{scheme.value} cannot be raced through {line.opened.device.name}")
         self.scheme, self._line, self._gsi = scheme, line, gsi
+        #: How things stood behind each interrupt that was lost.
+        self.remains: list[str] = []
         self._wired: Wired | None = None
         self._eoi = self._never = -1
         self._poller = select.poll()
@@ -94,11 +96,15 @@ class Lane:
             wired, self._wired = self._wired, None
             wired.unwire()
 
-    def race(self, count: int, durations: array[int], allowed_s: float, bearable: int) -> Tally:
+    def race(
+        self, count: int, durations: array[int], allowed_s: float, bearable: int, *, grace_s: float = 0.0
+    ) -> Tally:
         """Assert *count* times, each time waiting until the guest has quieted the card and the line is open.
 
         :param durations: where the round trips go, in ns; 0 stands for a lost one.
-        :param allowed_s: how long one may take before it counts as lost and the line is reset.
+        :param allowed_s: how long one may take. After that it is waited for *grace_s* more, and is late if it comes,
+            and lost if not; then :attr:`remains` says how things stood, and the line is reset. There is no more grace
+            once one was lost.
         :param bearable: stop after so many lost ones.
         :return: the figures; fewer than *count* assertions if that stopped it, or if the vCPU has died.
         :raise VerifyError: the guest's pin does not come to rest between two interrupts.
@@ -106,26 +112,38 @@ class Lane:
         words, poll, eoi, now = self.machine.mailbox, self._poller.poll, self._eoi, time.perf_counter_ns
         fire, is_at_rest = self._line.asserter.fire, self._line.is_at_rest
         runs, allowed_ms = Word.HANDLER_RUNS, int(allowed_s * 1000)
-        acknowledged, lost, place = 0, 0, 0
+        acknowledged, lost, late, place = 0, 0, 0, 0
         while place < count and lost < bearable:
             self._rest()
             before = words[runs]
             began = now()
             fire()
-            ready = poll(allowed_ms)
+            grace = 0.0 if lost else grace_s
+            ready = poll(allowed_ms) or poll(int(grace * 1000))
             if ready and ready[0][0] != eoi:
-                return Tally(place, acknowledged, lost)
+                return Tally(place, acknowledged, lost, late=late)
             # At once under irqfd. Elsewhere userspace, which hears of the EOI when we do, has yet to open the line.
             done = words[runs] != before and is_at_rest()
-            if ready and (done or self._is_through(before, allowed_s)):
-                durations[place] = now() - began
+            if ready and (done or self._is_through(before, allowed_s + grace)):
+                durations[place] = trip = now() - began
                 acknowledged += 1
+                late += trip > allowed_s * 1e9
             else:
                 durations[place] = 0
                 lost += 1
+                self.remains.append(self._state(before, heard=bool(ready)))
                 self._line.reset()
             place += 1
-        return Tally(place, acknowledged, lost)
+        return Tally(place, acknowledged, lost, late=late)
+
+    def _state(self, before: int, *, heard: bool) -> str:
+        """How things stand behind an interrupt that does not end: which link of the chain it got to."""
+        runs = self.machine.mailbox[Word.HANDLER_RUNS] - before & 0xFFFF_FFFF
+        command, status = self._line.physical()
+        ioapic = kvm.decode_ioapic(kvm.get_irqchip(self.machine.fd, kvm.Chip.IOAPIC))
+        pin = "up" if ioapic.is_requested(self._gsi) else "down"
+        eoi = "awaited" if ioapic.is_remote_irr(self._gsi) else "heard" if heard else "never heard"
+        return f"handler runs {runs}, Command {command:#06x}, Status {status:#06x}, guest's pin {pin}, EOI {eoi}"
 
     def _is_through(self, before: int, allowed_s: float) -> bool:
         """Wait until the handler has run since its count was *before*, and the line is at rest."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
 import socket
 from collections import deque
 from collections.abc import Coroutine, Mapping
@@ -24,7 +25,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from vfio_intx.deadline import Deadline
-from vfio_intx.errors import PeerError, PeerGarbage, PeerGone, PeerRefused, PeerTimeout
+from vfio_intx.errors import KernelError, PeerError, PeerGarbage, PeerGone, PeerRefused, PeerTimeout
 from vfio_intx.names import escape
 from vfio_intx.qemu import replies
 
@@ -187,7 +188,12 @@ class QmpMonitor:
         """Let QEMU have a copy of *fd* under *name*, until a command takes it or ``closefd`` drops it (``getfd``).
 
         The name belongs to this monitor: another one cannot use it. :raise PeerError: as :meth:`Monitor.execute` does.
+        :raise KernelError: *fd* is not open; nothing was sent.
         """
+        try:
+            os.fstat(fd)
+        except OSError as error:
+            raise KernelError("fstat", f"descriptor {fd} for {escape(name)}", error.errno or 0) from error
         deadline = Deadline.after("getfd", self._budget_s)
 
         async def send() -> None:

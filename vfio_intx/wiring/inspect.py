@@ -13,6 +13,7 @@ from vfio_intx.qemu.guestpci import GuestView, PassedThrough, candidate_gsis, qo
 from vfio_intx.qemu.irqchip import Controllers, IrqchipKind
 from vfio_intx.qemu.monitor import Monitor
 from vfio_intx.wiring.line import LineReport, Uptake
+from vfio_intx.wiring.told import read_told, said, sharpened, wanted_scheme
 from vfio_intx.wiring.verify import (
     Sample,
     configuration_evidence,
@@ -86,44 +87,47 @@ def report(
     """
     side = read_guest_side(monitor, board, device.id)
     flag = qom_flag(monitor, device.path, NO_KVM_INTX)
+    told = read_told(monitor, bdf)
     first, last = samples
-    seen = window(first, last, side.gsis)
-    gsi = side.gsis[0] if len(side.gsis) == 1 else None
-    evidence = [
-        configuration_evidence(flag, board.irqchip),
-        counters_evidence(
-            seen,
-            board.irqchip,
-            side.gsis,
-            host_others=last.host.others if last.host else (),
-            guest_others=side.view.shares_line_with if side.view else (),
-        ),
-        *further,
-    ]
+    gsis = side.gsis if told is None or told.guest_gsi not in side.gsis else (told.guest_gsi,)
+    seen = window(first, last, gsis)
+    gsi = gsis[0] if len(gsis) == 1 else None
+    counted = counters_evidence(
+        seen,
+        board.irqchip,
+        gsis,
+        host_others=last.host.others if last.host else (),
+        guest_others=side.view.shares_line_with if side.view else (),
+    )
+    if told is None:
+        evidence = [configuration_evidence(flag, board.irqchip), counted, *further]
+    else:
+        evidence = [said(told), sharpened(counted, told), *further]
     return LineReport(
         bdf=bdf,
         device_id=device.id,
         guest_address=side.view.device.address if side.view else None,
         uptake=side.uptake,
         irqchip=board.irqchip,
-        configured=evidence[0].speaks_for,
+        configured=evidence[0].speaks_for if told is None else wanted_scheme(told),
         gsi=gsi,
         host=last.host,
         qemu_interrupts=None if gsi is None else last.counts.of(gsi),
         window=seen,
         verdict=weigh(evidence),
-        notes=tuple(_notes(root_line=last.host is not None, side=side, device=device)),
+        notes=tuple(_notes(root_line=last.host is not None, gsis=gsis, side=side, device=device)),
+        told=told,
     )
 
 
-def _notes(*, root_line: bool, side: GuestSide, device: PassedThrough) -> Iterable[str]:
+def _notes(*, root_line: bool, gsis: tuple[Gsi, ...], side: GuestSide, device: PassedThrough) -> Iterable[str]:
     if not root_line:
         yield "vfio has no INTx handler for it: the guest uses MSI, or has INTx switched off"
     if device.id is None:
         yield "the device has no id, so its place in the guest is unknown"
     elif side.uptake is Uptake.ABSENT:
         yield "the guest's PCI tree does not show it"
-    elif len(side.gsis) > 1:
-        yield f"its GSI is one of {', '.join(map(str, side.gsis))}: the guest routes it, and QEMU does not tell"
+    elif len(gsis) > 1:
+        yield f"its GSI is one of {', '.join(map(str, gsis))}: the guest routes it, and QEMU does not tell"
     elif side.uptake is not Uptake.LISTENING:
         yield "no driver in the guest listens to its interrupt yet"

@@ -8,7 +8,9 @@ from enum import Enum
 from vfio_intx.chain.evidence import Verdict
 from vfio_intx.chain.scheme import Scheme
 from vfio_intx.names import Bdf, Gsi, escape
+from vfio_intx.qemu.intx_state import IntxState
 from vfio_intx.qemu.irqchip import IrqchipKind
+from vfio_intx.wiring import told
 from vfio_intx.wiring.verify import HostLine, Window
 
 
@@ -36,6 +38,7 @@ class LineReport:
     :ivar configured: the scheme that QEMU's options ask for; ``verdict`` has what is proven to run.
     :ivar gsi: confirmed by an unmasked level pin, never only computed.
     :ivar qemu_interrupts: how often QEMU itself raised that GSI since it started.
+    :ivar told: what a QEMU with our series says of the line, None of a stock one.
     """
 
     bdf: Bdf
@@ -50,6 +53,7 @@ class LineReport:
     window: Window | None
     verdict: Verdict
     notes: tuple[str, ...] = ()
+    told: IntxState | None = None
 
     def as_json(self) -> dict[str, object]:
         """The line for programs; the shape of the ``lines`` of ``vfio-intx/status/1`` and of ``vfio-intx/attach/1``."""
@@ -80,6 +84,7 @@ class LineReport:
             "window": None
             if window is None
             else {"seconds": round(window.seconds, 3), "host": window.host, "qemu": window.qemu},
+            "told": None if self.told is None else told.as_json(self.told),
             "notes": list(self.notes),
         }
 
@@ -97,9 +102,12 @@ class LineReport:
         ]
         words.append(f"  guest: {self.guest_address or 'address unknown'}, {self.uptake.value}, {self._gsi_words()}")
         if self.host is not None:
-            shared = f", shared with {', '.join(map(escape, self.host.others))}" if self.host.others else ""
+            shared = f", shared with {', '.join(self.host.others)}" if self.host.others else ""
             words.append(f"  host: IRQ {self.host.irq}, {self.host.count} interrupts since boot{shared}")
-        return words + [f"  note: {note}" for note in self.notes]
+        if self.told is not None:
+            words += [f"  QEMU: {text}" for text in told.in_words(self.told)]
+        words += [f"  note: {note}" for note in self.notes]
+        return [escape(text) for text in words]  # evidence and notes name what QEMU named
 
     def _asked(self) -> str:
         return "scheme " if self.configured is None else f"{self.configured.value} configured, "

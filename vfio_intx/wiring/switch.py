@@ -11,7 +11,7 @@ import json
 import time
 from dataclasses import dataclass
 
-from vfio_intx.chain.evidence import Evidence, Kind, Verdict, weigh
+from vfio_intx.chain.evidence import Evidence, Verdict, weigh
 from vfio_intx.chain.scheme import Scheme
 from vfio_intx.deadline import Deadline
 from vfio_intx.errors import RefusedError, UsageError, VerifyError
@@ -29,6 +29,7 @@ from vfio_intx.qemu.intx_state import (
     set_scheme,
 )
 from vfio_intx.qemu.monitor import Monitor
+from vfio_intx.wiring.told import said, sharpened
 from vfio_intx.wiring.verify import HostLine, Window, counters_evidence, read_host_line
 
 
@@ -39,6 +40,14 @@ class Request:
     bdf: Bdf
     scheme: Scheme
     prove_s: float = 3.0
+
+    def __post_init__(self) -> None:
+        """:raise UsageError: no live line can be switched to that scheme."""
+        if self.scheme not in SWITCHABLE:
+            raise UsageError(
+                f"a live line cannot be switched to {self.scheme.value}",
+                hint="one of " + ", ".join(scheme.value for scheme in SWITCHABLE),
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +115,9 @@ class Switched:
 def plan(request: Request, monitor: Monitor) -> Plan:
     """Look at the VM and decide; nothing is changed.
 
-    :raise UsageError: no live line can be switched to that scheme.
     :raise MissingError: a stock QEMU, or the function is not in this VM.
     :raise RefusedError: the line cannot run the scheme, or there is none.
     """
-    if request.scheme not in SWITCHABLE:
-        raise UsageError(
-            f"a live line cannot be switched to {request.scheme.value}",
-            hint="one of " + ", ".join(scheme.value for scheme in SWITCHABLE),
-        )
     require_told(probe(monitor), monitor)
     before = read_state(monitor, request.bdf)
     _require_possible(request, before)
@@ -195,24 +198,8 @@ def _watch(request: Request, monitor: Monitor, root: HostRoot) -> tuple[IntxStat
 
 
 def _evidence(state: IntxState, seen: Window, line: HostLine | None) -> tuple[Evidence, ...]:
-    live = state.live_scheme
-    said = Evidence(Kind.CONFIGURATION, f"QEMU says {'nothing' if live is None else live.value}", live)
     gsis = () if state.gsi is None else (Gsi(state.gsi),)
     counted = counters_evidence(
         seen, state.irqchip_kind, gsis, host_others=line.others if line is not None else (), guest_others=()
     )
-    if counted.speaks_for is Scheme.TRAP:
-        mmaps = "on" if state.mmaps else "off"
-        counted = Evidence(Kind.COUNTERS, f"{counted.text}; the mmaps of its registers are {mmaps}", _who_hears(state))
-    return (said, counted)
-
-
-def _who_hears(state: IntxState) -> Scheme | None:
-    """Which of the two schemes in which QEMU injects it was, told by what an interrupt does to the mmaps.
-
-    ``trap`` always has them off after an interrupt. Where they are off for another reason (``x-no-mmap``) nothing
-    tells the two apart.
-    """
-    if state.mmaps:
-        return Scheme.ACK_EVENTFD
-    return Scheme.TRAP if state.live_scheme is Scheme.TRAP else None
+    return (said(state), sharpened(counted, state))

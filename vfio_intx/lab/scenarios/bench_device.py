@@ -84,6 +84,7 @@ def _bench(context: Context, bdf: Bdf, count: int) -> dict[str, object]:
         counted, trip = said["device"]["host_interrupts"][row["scheme"]], row["round_trip_us"]
         context.say(
             f"{said['device']['card']} {row['scheme']}: {row['triggers']} assertions, {row['lost']} lost, "
+            f"{row['late']} late, "
             f"{row['acknowledged']} acknowledged, host counted {counted}, p50 {trip['p50']} us"
         )
     context.say(f"tracefs counted {traced} in {time.monotonic() - begun:.0f} s")
@@ -99,6 +100,7 @@ def _disagreements(said: Mapping[str, Any], traced: Mapping[str, int], count: in
         name = row["scheme"]
         if (row["triggers"], row["acknowledged"], row["lost"]) != (count, count, 0):
             wrong.append(f"{name}: {row['triggers']} asserted, {row['acknowledged']} acknowledged, {row['lost']} lost")
+            wrong += row["notes"]
         if row["handler_runs"] - row["repeated"] != row["triggers"]:
             wrong.append(f"{name}: the guest quieted the card {row['handler_runs'] - row['repeated']} times")
         if host[name] != row["triggers"]:

@@ -8,6 +8,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,12 @@ def inside(context: Context) -> dict[str, object]:
     before = _machine(context)
     cards: dict[Bdf, Traffic] = {context.bdf(NIC): Pings(NETWORK), context.bdf(SERIAL): SerialLines()}
     with phases("scan"):
-        _verb(context, "scan", *(str(bdf) for bdf in cards), "--json")
+        verb(context, "scan", *(str(bdf) for bdf in cards), "--json")
     lines: list[Row] = []
     try:
         with phases("bind"):
             for bdf in cards:
-                _verb(context, "bind", str(bdf))
+                verb(context, "bind", str(bdf))
         with contextlib.ExitStack() as stack:
             with phases("guest boot"):
                 guest = stack.enter_context(Guest.start(GUEST))
@@ -72,7 +73,7 @@ def inside(context: Context) -> dict[str, object]:
     finally:
         with phases("restore"):
             for bdf in cards:
-                _verb(context, "restore", str(bdf))
+                verb(context, "restore", str(bdf))
     left = [f"{what}: {before[what]} became {now}" for what, now in _machine(context).items() if before[what] != now]
     return {
         "schema": demo_rows.SCHEMA,
@@ -100,7 +101,7 @@ class _Phases:
             self.seconds[name] = round(time.monotonic() - begun, 2)
 
 
-def _verb(context: Context, *words: str) -> Any:
+def verb(context: Context, *words: str) -> Any:
     """Run a verb of ours; its JSON if it was asked for. :raise WorldError: with what it said, if it failed."""
     done = context.vfio_intx(*words)
     if done.returncode != 0:
@@ -119,24 +120,43 @@ def _trace(context: Context, bdf: Bdf, words: Iterable[str]) -> Any:
 
 def _under(context: Context, guest: Guest, cards: Mapping[Bdf, Traffic], scheme: str) -> list[Row]:
     """Attach every card with *scheme*, run traffic through all of them at once, look, detach."""
+    attach_all(context, guest, cards, scheme)
+    made = measure(context, guest, cards, scheme)
+    detach_all(context, guest, cards)
+    return made
+
+
+def attach_all(context: Context, guest: Guest, cards: Mapping[Bdf, Traffic], scheme: str, *further: str) -> None:
+    """Attach every card with *scheme* and *further* words, and have the guest's driver take it."""
     for bdf, traffic in cards.items():
-        context.say(f"attach {bdf} with {scheme}")
-        _verb(context, "attach", str(bdf), "--qmp", str(guest.qmp), "--scheme", scheme, "--prove", "0.1")
-        # Not beside attach, though that would be quicker: a serial port opened at once was dumb in two runs of seven.
-        traffic.prepare(guest)
+        context.say(f"attach {bdf} with {' '.join((scheme, *further))}")
+        # The guest's driver is set up meanwhile: attach waits until the guest listens to the line.
+        with ThreadPoolExecutor() as pool:
+            ready = pool.submit(traffic.prepare, guest)
+            words = ("attach", str(bdf), "--qmp", str(guest.qmp), "--scheme", scheme, *further)
+            verb(context, *words, "--prove", "0.1")
+            ready.result()
+
+
+def detach_all(context: Context, guest: Guest, cards: Mapping[Bdf, Traffic]) -> None:
+    """Have the guest's driver let go of every card, and detach it."""
+    for bdf, traffic in cards.items():
+        traffic.release(guest)
+        verb(context, "detach", str(bdf), "--qmp", str(guest.qmp))
+
+
+def measure(context: Context, guest: Guest, cards: Mapping[Bdf, Traffic], scheme: str) -> list[Row]:
+    """Run traffic through every attached card at once, look meanwhile, count before and after: a row for each."""
     before = {bdf: _counts(guest, bdf, traffic) for bdf, traffic in cards.items()}
     context.say("traffic, status and trace")
     for traffic in cards.values():
         traffic.start(guest)
     # One after the other: L1 has one processor, and each command of ours takes all of it while it starts.
-    status = _verb(context, "status", "--json")
+    status = verb(context, "status", "--json")
     words = ("--pid", str(guest.pid), "--seconds", str(TRACE_S), "--json")
     traced = {bdf: _trace(context, bdf, words) for bdf in cards}
     carried = {bdf: traffic.stop(guest) for bdf, traffic in cards.items()}
     after = {bdf: _counts(guest, bdf, traffic) for bdf, traffic in cards.items()}
-    for bdf, traffic in cards.items():
-        traffic.release(guest)
-        _verb(context, "detach", str(bdf), "--qmp", str(guest.qmp))
     models = {context.bdf(card): card.model for card in (NIC, SERIAL)}
     made = []
     for bdf in cards:

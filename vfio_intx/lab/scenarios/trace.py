@@ -8,6 +8,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from vfio_intx.lab.guests import Guest, GuestOptions
 from vfio_intx.lab.scenario import Context
 from vfio_intx.lab.scenarios.smoke import NETWORK, NIC, bind_by_hand
 from vfio_intx.lab.spec import LabSpec
-from vfio_intx.observe.collect import Tracer
+from vfio_intx.observe.collect import Tracer, run
 from vfio_intx.observe.events import Target
 from vfio_intx.observe.recording import Recorder
 from vfio_intx.observe.report import to_json
@@ -30,6 +31,8 @@ SPEC = LabSpec(kernels.DEFAULT, (NIC,))
 DEADLINE_S = 400.0
 
 _PINGS = 20
+_TRACEFS = Path("/sys/kernel/tracing")
+_GLOBAL_FILES = ("tracing_on", "trace_clock", "current_tracer", "set_event", "trace_options", "buffer_size_kb")
 
 
 def inside(context: Context) -> dict[str, object]:
@@ -38,14 +41,22 @@ def inside(context: Context) -> dict[str, object]:
     The guest's kernel is always the same one: what differs is the kernel that is traced.
     """
     bind_by_hand(context)
+    settings = _global_settings()
     rows: dict[str, object] = {}
     for irqchip, schemes in (("on", ("irqfd", "trap")), ("split", ("split",))):
         with Guest.start(GuestOptions(irqchip=irqchip, kernel=kernels.DEFAULT)) as guest:
             guest.load("e1000")
             for scheme in schemes:
                 rows[scheme] = _under(context, guest, scheme)
-    left = [path.name for path in Path("/sys/kernel/tracing/instances").iterdir()]
-    return {"schema": "vfio-intx/lab-trace/1", "kernel": platform.release(), "schemes": rows, "left_behind": left}
+    left = [path.name for path in (_TRACEFS / "instances").iterdir()]
+    touched = {name: [text, now] for name, now in _global_settings().items() if (text := settings[name]) != now}
+    found = {"schemes": rows, "left_behind": left, "global_settings_touched": touched}
+    return {"schema": "vfio-intx/lab-trace/1", "kernel": platform.release(), **found}
+
+
+def _global_settings() -> dict[str, str]:
+    """What a tool that uses the global trace buffer has set there, and the buffer's size."""
+    return {name: (_TRACEFS / name).read_text().strip() for name in _GLOBAL_FILES}
 
 
 def _under(context: Context, guest: Guest, scheme: str) -> dict[str, object]:
@@ -67,13 +78,24 @@ def _under(context: Context, guest: Guest, scheme: str) -> dict[str, object]:
         report = tracer.finish()
     if recorder is not None:
         recorder.save(context.results_dir / scheme, platform.release(), report.target)
-    guest.execute("device_del", id=f"nic-{scheme}")
+    unplugged = _unplug_while_traced(guest, f"nic-{scheme}")
     guest.check("for i in $(seq 200); do ls /sys/class/net | grep -qv lo || break; sleep 0.05; done")
     found = to_json(report)
+    found["unplugged_while_traced"] = unplugged
     found["spans_between"] = report.summary.interrupts - earlier
     found |= {"host_interrupts": after[0] - before[0], "guest_interrupts": after[1] - before[1]}
     context.say(f"{scheme}: {found['spans_between']} spans, {found['host_interrupts']} host interrupts")
     return found
+
+
+def _unplug_while_traced(guest: Guest, device_id: str) -> str:
+    """Take the device out of the VM under a trace of its line; how that trace says that it ended."""
+    target, pid = resolve(HostRoot(), pid=guest.pid, gsi=None, bdf=NIC.bdf)
+    tracer = Tracer(target, root=HostRoot(), pid=pid)
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(run, tracer, seconds=60.0, count=None)
+        guest.execute("device_del", id=device_id)
+        return ended.result().ended
 
 
 def _learnt(root: HostRoot, guest: Guest) -> Target:
@@ -116,12 +138,16 @@ def _host_count(root: HostRoot) -> int:
 def failures(result: Mapping[str, Any]) -> list[str]:
     """What does not hold of a result, in words; empty if it all holds."""
     wrong = [f"left behind: {name}" for name in result["left_behind"]]
+    for name, (before, after) in result["global_settings_touched"].items():
+        wrong.append(f"the global buffer's {name} was {before!r} and is {after!r}")
     for scheme, row in result["schemes"].items():
         spoken = row["evidence"] and row["evidence"]["speaks_for"]
         if spoken != scheme:
             wrong.append(f"{scheme}: the trace speaks for {spoken}")
         if row["spans_between"] != row["host_interrupts"]:
             wrong.append(f"{scheme}: {row['spans_between']} spans for {row['host_interrupts']} host interrupts")
+        if (ended := row["unplugged_while_traced"]) != "line-gone":
+            wrong.append(f"{scheme}: the card was unplugged under a trace, which ended with {ended}")
         if row["lost_events"]:
             wrong.append(f"{scheme}: {row['lost_events']} events lost")
     return wrong

@@ -28,7 +28,9 @@ class Trap(Wiring):
         assert ends.registers is not None, "the trap scheme needs a way to the registers"
         self._high = kvm.encode_line(ends.gsi, 1)
         self._low = kvm.encode_line(ends.gsi, 0)
-        self._pending = False
+        self._vm = machine.fd
+        #: Whether an interrupt was injected whose end has yet to be guessed.
+        self.pending = False
         self._loop: EventLoop | None = None
         self._handler = _TrappedBar(self, ends.registers)
 
@@ -46,7 +48,7 @@ class Trap(Wiring):
         if self._loop is not None:
             self._loop.stop()
             self._loop = None
-            self._pending = False
+            self.pending = False
             kvm.set_line(self.machine.fd, self._low)
 
     @property
@@ -64,14 +66,14 @@ class Trap(Wiring):
         # In this order: an access that comes in between is then ignored, the level stays up, and the guest's next run
         # of the handler makes another. The other way round it would lower a level that is raised only afterwards, and
         # that nobody lowers any more.
-        kvm.set_line(self.machine.fd, self._high)
-        self._pending = True
+        kvm.set_line(self._vm, self._high)
+        self.pending = True
 
     def accessed(self) -> None:
         """The guest touched the BAR: take that for the EOI, if one is awaited (``vfio_intx_eoi`` of QEMU)."""
-        if self._pending:
-            self._pending = False
-            kvm.set_line(self.machine.fd, self._low)
+        if self.pending:
+            self.pending = False
+            kvm.set_line(self._vm, self._low)
             eventfd.signal(self.ends.unmask)
 
 
@@ -80,20 +82,23 @@ class _TrappedBar(NoExits):
 
     def __init__(self, scheme: Trap, registers: Registers) -> None:
         self._scheme = scheme
-        self._registers = registers
-        self._first = scheme.ends.bar
-        self._end = scheme.ends.bar + scheme.ends.bar_size
+        self._read, self._write = registers.read, registers.write
+        self._first, self._size = scheme.ends.bar, scheme.ends.bar_size
 
     def read(self, address: int) -> int | None:
-        if not self._first <= address < self._end:
+        offset = address - self._first
+        if not 0 <= offset < self._size:
             return None
-        value = self._registers.read(address - self._first)
-        self._scheme.accessed()
+        value = self._read(offset)
+        if self._scheme.pending:
+            self._scheme.accessed()
         return value
 
     def write(self, address: int, value: int) -> bool:
-        if not self._first <= address < self._end:
+        offset = address - self._first
+        if not 0 <= offset < self._size:
             return False
-        self._registers.write(address - self._first, value)
-        self._scheme.accessed()
+        self._write(offset, value)
+        if self._scheme.pending:
+            self._scheme.accessed()
         return True

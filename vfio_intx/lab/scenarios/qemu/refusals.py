@@ -1,177 +1,132 @@
-"""What the patched QEMU must refuse, each with its reason and the line as it was; and the leash: its holder dies."""
+"""Eventfds and schemes that a patched QEMU must refuse, with the reason and the line as it was; and the leash.
+
+The word after ``--`` is the QEMU base. ``qemu/refusals-by-state`` has the wrong moments.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
-from collections.abc import Callable, Iterator
+import platform
+from collections.abc import Mapping
 
 from vfio_intx.abi import eventfd
 from vfio_intx.deadline import Deadline
 from vfio_intx.errors import PeerRefused, VerifyError
 from vfio_intx.lab import kernels
-from vfio_intx.lab.guests import Guest, GuestOptions
-from vfio_intx.lab.passthrough import give_to_vfio, ping, qemu_for, set_network_up
+from vfio_intx.lab.guests import GuestOptions
+from vfio_intx.lab.live_line import DEVICE_ID, NIC, PATH
+from vfio_intx.lab.passthrough import give_to_vfio, qemu_for
+from vfio_intx.lab.refusing import Attempt, LiveNic, descriptors, live_nic, said_no
 from vfio_intx.lab.scenario import Context
 from vfio_intx.lab.spec import Card, LabSpec, UserNetwork
-from vfio_intx.qemu.intx_state import (
-    EVENTFDS,
-    SCHEME,
-    Eventfds,
-    IntxChanged,
-    IntxState,
-    LiveScheme,
-    Mode,
-    parse_changed,
-    read_states,
-)
-from vfio_intx.qemu.monitor import QmpMonitor
-from vfio_intx.qemu.transports import connect
+from vfio_intx.qemu.intx_state import EVENTFDS, SCHEME, Eventfds, IntxChanged, parse_changed
 
-NETWORK = UserNetwork()
-NIC = Card("e1000", 0x10, backend=NETWORK)
-EDU = Card("edu", 0x11)
-SPEC = LabSpec(kernels.DEFAULT, (NIC, EDU))
-DEADLINE_S = 600.0
+#: On a line of its own, in a VM of its own.
+SECOND_NETWORK = UserNetwork(3)
+SECOND = Card("e1000", 0x11, backend=SECOND_NETWORK)
+EDU = Card("edu", 0x12)
+SPEC = LabSpec(kernels.DEFAULT, (NIC, SECOND, EDU))
+DEADLINE_S = 900.0
 
-#: The edu card's MSI capability: message control, in the guest's copy of its configuration space.
-_MSI_CONTROL = 0x42
+#: The first kernel whose KVM refuses an eventfd that another VM has bound.
+_EBUSY_ACROSS = (6, 17)
 
 
 def inside(context: Context) -> dict[str, object]:
-    """Every refusal on the kernel's irqchip, those of the split one, then the hand-over and the leash."""
-    give_to_vfio(context.bdf(NIC), context.bdf(EDU))
+    """Every refusal on the kernel's irqchip and on the split one, a second VM, then the hand-over and the leash."""
+    nic, second, edu = (context.bdf(card) for card in SPEC.cards)
+    give_to_vfio(nic, second, edu)
     said: dict[str, str] = {}
     program = qemu_for(context.options)
-    with _running(context, GuestOptions(irqchip="split", qemu=program)) as (guest, monitor):
-        said["split"] = _refused(guest, monitor, lambda: _set(monitor, "nic", SCHEME, "ack-eventfd"), "split")
-    with _running(context, GuestOptions(qemu=program)) as (guest, monitor):
-        said |= _eventfds_refused(guest, monitor)
-        said["msi"] = _msi_refused(guest, monitor)
-        causes = _handed_over(guest, monitor)
+    with live_nic(GuestOptions(irqchip="split", qemu=program), nic) as line:
+        said["split"] = line.refused(lambda: line.set(DEVICE_ID, SCHEME, "ack-eventfd"), "split")
+        line.monitor.close()
+        said["split, our words"] = said_no(context, "switch", str(nic), "ack-eventfd", "--qmp", str(line.guest.qmp))
+    with live_nic(GuestOptions(qemu=program), nic, edu=edu) as line:
+        said |= _eventfds_refused(line)
+        causes = _handed_over(line)
+        with live_nic(GuestOptions(qemu=program), second, network=SECOND_NETWORK) as other:
+            said["bound in another VM"] = _bound_in_another(line, other)
     for name, words in said.items():
         context.say(f"{name}: {words}")
-    return {"schema": "vfio-intx/lab-refusals/1", "refusals": said, "causes": causes}
+    return {"schema": "vfio-intx/lab-refusals/2", "kernel": platform.release(), "refusals": said, "causes": causes}
 
 
-@contextlib.contextmanager
-def _running(context: Context, options: GuestOptions) -> Iterator[tuple[Guest, QmpMonitor]]:
-    with Guest.start(options) as guest:
-        guest.execute("device_add", driver="vfio-pci", host=str(context.bdf(NIC)), id="nic", addr="0x4")
-        # Four slots apart, the two share a PIRQ, which is routed only because the NIC has a driver.
-        guest.execute("device_add", driver="vfio-pci", host=str(context.bdf(EDU)), id="edu", addr="0x8")
-        guest.load("e1000")
-        set_network_up(guest, NETWORK, guest.wait_interface())
-        ping(guest, NETWORK)
-        with connect(guest.qmp) as monitor:
-            yield guest, monitor
+def _eventfds_refused(line: LiveNic) -> dict[str, str]:
+    with descriptors() as fd:
 
+        def closed() -> None:
+            line.monitor.give_descriptor(fd["good"], "t")
+            line.monitor.give_descriptor(fd["other"], "r")
+            line.monitor.execute("closefd", {"fdname": "r"})
+            line.set(DEVICE_ID, EVENTFDS, "t:r")
 
-def _set(monitor: QmpMonitor, device: str, name: str, value: str) -> None:
-    monitor.execute("qom-set", {"path": f"/machine/peripheral/{device}", "property": name, "value": value})
+        def elsewhere() -> None:
+            line.monitor.give_descriptor(fd["good"], "t")
+            line.monitor.give_descriptor(fd["other"], "r")
+            # The lab's own monitor is another one: names of descriptors belong to the monitor they came by.
+            line.guest.execute("qom-set", path=PATH, property=EVENTFDS, value="t:r")
 
-
-def _state(monitor: QmpMonitor, device: str = "nic") -> IntxState:
-    return next(state for state in read_states(monitor) if state.device_id == device)
-
-
-def _refused(guest: Guest, monitor: QmpMonitor, attempt: Callable[[], None], reason: str) -> str:
-    """QEMU's words. :raise VerifyError: unless it refuses for *reason* and the line goes on as it was."""
-    before = _state(monitor)
-    try:
-        attempt()
-    except PeerRefused as refusal:
-        words = refusal.description
-    else:
-        raise VerifyError(f"QEMU accepted what it should refuse with {reason!r}")
-    after = _state(monitor)
-    if not re.search(reason, words):
-        raise VerifyError(f"QEMU refused, but said {words!r} where {reason!r} was to be expected")
-    if (after.scheme, after.eventfds, after.wanted) != (before.scheme, before.eventfds, before.wanted):
-        raise VerifyError(f"after {words!r} the line is not what it was: {before} -> {after}")
-    answered = ping(guest, NETWORK, 2)
-    if answered.received != answered.sent:
-        raise VerifyError(f"after {words!r} the line carries no traffic: {answered}")
-    return words
-
-
-def _eventfds_refused(guest: Guest, monitor: QmpMonitor) -> dict[str, str]:
-    said: dict[str, str] = {}
-    with contextlib.ExitStack() as open_files:
-
-        def kept(fd: int) -> int:
-            open_files.callback(os.close, fd)
-            return fd
-
-        good, other = kept(eventfd.create()), kept(eventfd.create())
-        semaphore = kept(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE))
-        reading, _ = (kept(fd) for fd in os.pipe2(os.O_CLOEXEC))
-
-        def attempt(trigger: int, resample: int, device: str = "nic") -> Callable[[], None]:
-            def do() -> None:
-                monitor.give_descriptor(trigger, "t")
-                monitor.give_descriptor(resample, "r")
-                _set(monitor, device, EVENTFDS, "t:r")
-
-            return do
-
-        def unknown() -> None:
-            _set(monitor, "nic", EVENTFDS, "no-such:name")
-
-        cases: dict[str, tuple[Callable[[], None], str]] = {
-            "unknown name": (unknown, "no-such"),
-            "one name": (lambda: _set(monitor, "nic", EVENTFDS, "alone"), "expected"),
-            "no eventfd": (attempt(reading, good), "not an eventfd"),
-            "semaphore": (attempt(semaphore, good), "semaphore"),
-            "the same twice": (attempt(good, good), "same eventfd"),
-            "no such scheme": (lambda: _set(monitor, "nic", SCHEME, "edge"), "edge"),
+        cases: dict[str, tuple[Attempt, str]] = {
+            "unknown name": (lambda: line.set(DEVICE_ID, EVENTFDS, "no-such:name"), "no-such"),
+            "closed": (closed, "'r' has not been found"),
+            "another monitor's": (elsewhere, "'t' has not been found"),
+            "one name": (lambda: line.set(DEVICE_ID, EVENTFDS, "alone"), "expected"),
+            "no eventfd": (lambda: line.give(fd["pipe"], fd["good"]), "not an eventfd"),
+            "semaphore": (lambda: line.give(fd["semaphore"], fd["good"]), "semaphore"),
+            "the same twice": (lambda: line.give(fd["good"], fd["good"]), "same eventfd"),
+            "no such scheme": (lambda: line.set(DEVICE_ID, SCHEME, "edge"), "edge"),
         }
-        said = {name: _refused(guest, monitor, do, reason) for name, (do, reason) in cases.items()}
+        said = {name: line.refused(do, reason) for name, (do, reason) in cases.items()}
         # What one device's irqfd is bound to, another cannot have.
-        attempt(good, other)()
-        said["bound already"] = _refused(guest, monitor, attempt(good, other, "edu"), "busy")
-        _set(monitor, "nic", EVENTFDS, "")
+        line.give(fd["good"], fd["other"])
+        said["bound already"] = line.refused(lambda: line.give(fd["good"], fd["other"], device="edu"), "busy")
+        line.set(DEVICE_ID, EVENTFDS, "")
     return said
 
 
-def _msi_refused(guest: Guest, monitor: QmpMonitor) -> str:
-    """The guest turns MSI on in the edu card, which has no driver there to mind."""
-    path = next(bdf for bdf, name in guest.pci_devices().items() if name == "1234:11e8")
-    config = f"/sys/bus/pci/devices/{path}/config"
-    guest.check(f"printf '\\001' | dd of={config} bs=1 seek={_MSI_CONTROL} conv=notrunc 2>/dev/null")
-    if _state(monitor, "edu").mode is not Mode.MSI:
-        raise VerifyError(f"the guest turned MSI on, but QEMU says {_state(monitor, 'edu').mode}")
-    return _refused(guest, monitor, lambda: _set(monitor, "edu", SCHEME, "trap"), "does not use INTx")
+def _bound_in_another(line: LiveNic, other: LiveNic) -> str:
+    """KVM knows of other VMs' irqfds from Linux 6.17 on; before, the eventfd is taken, which nobody can see."""
+    release = tuple(int(word) for word in platform.release().split("-")[0].split(".")[:2])
+    with descriptors() as fd:
+        line.give(fd["good"], fd["other"])
+        try:
+            if release >= _EBUSY_ACROSS:
+                return other.refused(lambda: other.give(fd["good"], fd["other"]), "busy")
+            try:
+                other.give(fd["good"], fd["other"])
+            except PeerRefused as refusal:
+                raise VerifyError(f"this kernel was not expected to refuse: {refusal.description}") from refusal
+            other.set(DEVICE_ID, EVENTFDS, "")
+            other.carries("back on eventfds of QEMU's own")
+            return f"accepted: Linux {platform.release()} cannot tell"
+        finally:
+            line.set(DEVICE_ID, EVENTFDS, "")
+            line.runs_irqfd_on(Eventfds.QEMU)
 
 
-def _handed_over(guest: Guest, monitor: QmpMonitor) -> list[str]:
+def _handed_over(line: LiveNic) -> list[str]:
     """Eventfds of ours, then with a leash that is cut: QEMU must take the line back by itself."""
-    monitor.take_events()
+    line.monitor.take_events()
     trigger, resample = eventfd.create(), eventfd.create()
     leash, holder = os.pipe2(os.O_CLOEXEC)
     try:
-        for fd, name in ((trigger, "t"), (resample, "r")):
-            monitor.give_descriptor(fd, name)
-        _set(monitor, "nic", EVENTFDS, "t:r")
-        _expect(guest, monitor, Eventfds.GIVEN)
-        for fd, name in ((trigger, "t"), (resample, "r"), (leash, "l")):
-            monitor.give_descriptor(fd, name)
-        _set(monitor, "nic", EVENTFDS, "t:r:l")
-        if _state(monitor).eventfds is not Eventfds.GIVEN_ACK:
+        line.give(trigger, resample)
+        line.runs_irqfd_on(Eventfds.GIVEN)
+        line.give(trigger, resample, leash)
+        if line.state().eventfds is not Eventfds.GIVEN_ACK:
             raise VerifyError("QEMU does not leave the EOI to the one with the leash")
     finally:
         for fd in (trigger, resample, leash, holder):
             os.close(fd)
     taken_back = Deadline.after("QEMU takes the line back", 2.0)
-    if not taken_back.poll(lambda: _state(monitor).eventfds is Eventfds.QEMU):
+    if not taken_back.poll(lambda: line.state().eventfds is Eventfds.QEMU):
         raise VerifyError("the leash is cut, but QEMU has not taken the line back within 2 s")
-    _expect(guest, monitor, Eventfds.QEMU)
-    changes = [change for event in monitor.take_events() if isinstance(change := parse_changed(event), IntxChanged)]
-    return [change.cause for change in changes]
+    line.runs_irqfd_on(Eventfds.QEMU)
+    events = line.monitor.take_events()
+    return [change.cause for event in events if isinstance(change := parse_changed(event), IntxChanged)]
 
 
-def _expect(guest: Guest, monitor: QmpMonitor, eventfds: Eventfds) -> None:
-    state, answered = _state(monitor), ping(guest, NETWORK, 3)
-    if state.eventfds is not eventfds or state.scheme is not LiveScheme.IRQFD or answered.received != answered.sent:
-        raise VerifyError(f"expected traffic by irqfd on eventfds of {eventfds.value}: {state}, {answered}")
+def failures(result: Mapping[str, object]) -> list[str]:
+    """The events: two hand-overs, then the leash."""
+    return [] if result["causes"] == ["eventfds", "eventfds", "leash"] else [f"the events said {result['causes']}"]

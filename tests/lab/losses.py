@@ -1,0 +1,33 @@
+"""A lab that is lost: an emulated machine may die or hang, which says nothing of the code that ran in it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import pytest
+
+from vfio_intx.errors import LabLost
+
+T = TypeVar("T")
+
+#: Tests that have no verdict because their lab was lost, by their ids.
+LOST = pytest.StashKey[list[str]]()
+
+
+def unless_lost(run: Callable[[], T]) -> T:
+    """What *run* returns; where it loses its lab, what it returns the second time.
+
+    :raise LabLost: if both were lost.
+    """
+    try:
+        return run()
+    except LabLost as error:
+        sys.stderr.write(f"LAB LOST, once more: {error}\n")
+        return run()
+
+
+def in_words(error: BaseException) -> str:
+    """A loss with all that it knows, beginning with "LAB LOST"."""
+    return "\n".join([f"LAB LOST: {error}", *getattr(error, "__notes__", ())])
