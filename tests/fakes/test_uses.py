@@ -134,7 +134,15 @@ CLAIMS = {
     "modprobe.d": ("etc/modprobe.d/vfio.conf", "# x\noptions vfio-pci ids=1234:5678,8086:100e disable_vga=1\n"),
     "modprobe.d softdep": ("etc/modprobe.d/vfio.conf", "softdep e1000 pre: vfio-pci\n"),
     "kernel command line": ("proc/cmdline", "quiet vfio-pci.ids=8086:100e\n"),
+    "udev": (
+        "etc/udev/rules.d/10-vfio.rules",
+        'KERNEL=="0000:00:10.0", SUBSYSTEM=="pci", \\\n  ATTR{driver_override}="vfio-pci"\n',
+    ),
     "vfio-intx": ("var/lib/vfio-intx/0000:00:10.0.record", "x"),
+    "vfio-intx persist": (
+        "etc/udev/rules.d/70-vfio-intx-0000-00-10.0.rules",
+        'KERNEL=="0000:00:10.0", ATTR{driver_override}="vfio-pci"\n',
+    ),
 }
 
 
@@ -160,6 +168,9 @@ def test_a_claim_names_its_owner_and_its_file(kernel: FakeKernel, owner: str) ->
             "#options vfio-pci ids=8086:100e\noptions snd ids=8086:100e\noptions vfio-pci ids=zz\n",
         ),
         ("proc/cmdline", "vfio-pci.ids=\n"),
+        ("etc/udev/rules.d/a.rules", '#KERNEL=="0000:00:10.0", ATTR{driver_override}="vfio-pci"\n'),
+        ("etc/udev/rules.d/a.rules", 'KERNEL=="0000:00:10.0", ATTR{power/control}="on"\n'),
+        ("etc/udev/rules.d/a.rules", 'KERNEL=="0000:00:10.01", ATTR{driver_override}="vfio-pci"\n'),
     ],
 )
 def test_what_speaks_of_another_function_or_is_rubbish_is_no_claim(kernel: FakeKernel, name: str, text: str) -> None:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from vfio_intx.abi.netaddr import ipv4_address
 from vfio_intx.host.holders import holders_of
 from vfio_intx.host.root import HostRoot, list_names, read_text
 from vfio_intx.names import Bdf, escape
@@ -71,6 +72,8 @@ def _network(root: HostRoot) -> Iterator[tuple[Bdf, Use]]:
             yield bdf, Use("network", f"has an address and routes ({escape(name)})", route_file)
         elif any(len(row) > 5 and row[5] == name and row[3] != _LINK_LOCAL for row in addresses):
             yield bdf, Use("network", f"has an IPv6 address ({escape(name)})", address_file)
+        elif not root.text and ipv4_address(name) is not None:  # a fake root has no network of its own to ask
+            yield bdf, Use("network", f"has an address ({escape(name)})", f"SIOCGIFADDR {escape(name)}")
         if os.path.islink(root.file("sys/class/net", name, "master")):
             source = f"/sys/class/net/{escape(name)}/master"
             yield bdf, Use("network", f"is part of a bridge, bond or team ({escape(name)})", source)
