@@ -12,7 +12,7 @@ from vfio_intx.diagnose.rules.rule import Seen, rule
 from vfio_intx.diagnose.subject import Subject
 
 #: The one machine type whose default is not the kernel's irqchip: QEMU 4.0's q35 (4.0.1 went back with q35-4.0.1).
-_SPLIT_BY_DEFAULT = frozenset({"q35-4.0", "pc-q35-4.0"})
+_SPLIT_BY_DEFAULT = frozenset({"pc-q35-4.0"})
 
 
 def irqchip_of(machine: str) -> str:
