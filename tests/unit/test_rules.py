@@ -77,6 +77,11 @@ def test_a_rule_explains_itself_and_names_its_source(rule: object, capsys: pytes
     assert "\nSource: " in printed
 
 
+def test_a_card_whose_intx_is_hidden_has_no_scheme(tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.number == "26")
+    assert look(case, tmp_path).scheme is None
+
+
 def test_an_unknown_code_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "INTX999"]) == 2
     assert "vfio-intx explain lists them" in capsys.readouterr().err
@@ -92,10 +97,12 @@ def test_the_status_of_check_is_that_of_a_monitoring_plugin(tmp_path: Path, caps
     good = nic_host(tmp_path / "good", net=("eth0",)).tree
     assert checked(good, "00:10.0") == 0
     assert checked(good, "00:10.0", "--irqchip", "split") == 1
+    assert checked(good, "00:10.0", "--machine", "pc-q35-4.0") == 1
+    assert checked(good, "00:10.0", "--machine", "pc-q35-4.0", "--irqchip", "on") == 0
     assert checked(nic_host(tmp_path / "group", group=None).tree, "00:10.0") == 2
     assert checked(nic_host(tmp_path / "asleep", power="D3cold").tree, "00:10.0") == 3
     statuses = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
-    assert statuses == ["OK", "WARNING", "CRITICAL", "UNKNOWN"]
+    assert statuses == ["OK", "WARNING", "WARNING", "OK", "CRITICAL", "UNKNOWN"]
 
 
 @pytest.mark.parametrize("words", [["check"], ["check", "nonsense"], ["check", "00:10.0", "--no-such-option"]])

@@ -8,6 +8,7 @@ from pathlib import Path
 from vfio_intx.chain.finding import Severity
 from vfio_intx.cli.scan import finding_payload, host_snapshot, unknown_facts
 from vfio_intx.diagnose.prediction import Prediction, predict
+from vfio_intx.diagnose.rules.machine import irqchip_of
 from vfio_intx.diagnose.subject import VmFacts
 from vfio_intx.errors import MissingError, UsageError, VfioIntxError
 from vfio_intx.host.hwdb import hardware_name
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the archive of report, or its snapshot.json, in place of this host",
     )
     parser.add_argument("--irqchip", choices=("on", "split", "off"), default="", help="the VM's kernel-irqchip")
+    parser.add_argument("--machine", default="", metavar="TYPE", help="the VM's machine type, for its default irqchip")
     parser.add_argument("--no-kvm-intx", action="store_true", help="the VM's vfio-pci has x-no-kvm-intx=on")
     parser.add_argument(
         "--guest-uses", choices=("intx", "msi", "msix"), default="", help="what the guest's driver chose"
@@ -91,7 +93,7 @@ def _vm(arguments: argparse.Namespace, changes: bool | None) -> VmFacts:
             raise MissingError(f"{arguments.qemu_log} cannot be read: {error.strerror}") from error
         messages = tuple(escape(line[:500]) for line in lines[-_MOST_MESSAGES:])
     return VmFacts(
-        arguments.irqchip,
+        arguments.irqchip or irqchip_of(arguments.machine),
         arguments.no_kvm_intx or None,
         messages,
         arguments.guest_trigger,

@@ -1,4 +1,4 @@
-"""Who else lays claim to a function: driverctl, libvirt, Proxmox, modprobe.d, the kernel command line, ourselves.
+"""Who lays claim to a function: driverctl, libvirt, Proxmox, udev rules, modprobe.d, the kernel command line, we.
 
 Everything here is read and named, never written: each of these files belongs to another tool.
 """
@@ -22,6 +22,8 @@ _LIBVIRT_ADDRESS = (
 )
 _PROXMOX_DEVICE = r"(?m)^hostpci\d+:\s*(\S+)"
 _PROXMOX_PATH = rf"path=((?:{_HEX}{{4}}:)?{_HEX}{{2}}:{_HEX}{{2}}(?:\.[0-7])?)"
+_UDEV_OVERRIDE = r"(?a)ATTR\{driver_override\}\s*=\s*\"([\w-]{1,63})\""
+_UDEV_ADDRESS = rf"\b{_HEX}{{4,8}}:{_HEX}{{2}}:{_HEX}{{2}}\.[0-7]\b"
 _IDS = rf"({_HEX}{{4}}):({_HEX}{{4}})(?::[0-9a-fA-F:]*)?"
 
 
@@ -72,7 +74,7 @@ def read_owners(
     """The claims on each function that has any; *command_line* is the kernel's."""
     modprobe = tuple(_modprobe(root))
     configured = _Configured(
-        (*_driverctl(root), *_libvirt(root), *_proxmox(root), *_records(root)),
+        (*_driverctl(root), *_libvirt(root), *_proxmox(root), *_udev(root), *_records(root)),
         (*_vfio_options(modprobe), *_command_line(command_line)),
         tuple(_softdeps(modprobe)),
     )
@@ -144,6 +146,19 @@ def _records(root: HostRoot) -> Iterator[tuple[Bdf, bool, Claim]]:
         if bdf is not None:
             text = f"vfio-intx bound it; vfio-intx restore {bdf} gives it back"
             yield bdf, False, Claim("vfio-intx", text, f"/var/lib/vfio-intx/{name}")
+
+
+def _udev(root: HostRoot) -> Iterator[tuple[Bdf, bool, Claim]]:
+    for folder in ("etc/udev/rules.d", "run/udev/rules.d"):
+        for name, source, text in _files(root, folder, ".rules"):
+            owner = "vfio-intx" if name.startswith("70-vfio-intx-") else "udev"
+            for line in text.replace("\\\n", "").splitlines():
+                driver = re.search(_UDEV_OVERRIDE, line)
+                for word in re.findall(_UDEV_ADDRESS, line) if driver and not line.lstrip().startswith("#") else ():
+                    bdf = Bdf.maybe(word)
+                    if bdf is not None and driver:
+                        claim = Claim(owner, f"a rule sets driver_override to {escape(driver[1])}", source)
+                        yield bdf, False, claim
 
 
 def _modprobe(root: HostRoot) -> Iterator[tuple[list[str], str]]:

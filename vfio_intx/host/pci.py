@@ -94,6 +94,11 @@ class PciFunction(NamedTuple):
         return "physfn" in self.files
 
     @property
+    def virtual_functions(self) -> int:
+        """How many SR-IOV virtual functions it has now."""
+        return sum(name.startswith("virtfn") for name in self.files)
+
+    @property
     def is_bridge(self) -> bool:
         """Whether it is a PCI or CardBus bridge, by the layout of its header."""
         return self.config.value is not None and not self.config.value.is_dead and self.config.value.header_type != 0

@@ -1,4 +1,4 @@
-"""What the host itself does with its functions now: addresses and routes, mounted disks and swap, consoles.
+"""What the host itself does with its functions now: addresses and routes, disks and swap, consoles, displays.
 
 Links under ``/sys/class`` tell which function a network interface, a disk or a terminal belongs to: the last PCI
 address in the link's target. So a disk behind a USB controller counts as a use of the controller.
@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from vfio_intx.abi.netaddr import ipv4_address
+from vfio_intx.host.holders import holders_of
 from vfio_intx.host.root import HostRoot, list_names, read_text
 from vfio_intx.names import Bdf, escape
 
@@ -21,7 +23,7 @@ _LINK_LOCAL = "20"
 class Use(NamedTuple):
     """Something that would break if the function were taken away.
 
-    :ivar what: ``network``, ``disk`` or ``console``.
+    :ivar what: ``network``, ``disk``, ``console`` or ``display``.
     :ivar text: what exactly, to complete "it …".
     :ivar source: the file that says so.
     """
@@ -34,7 +36,7 @@ class Use(NamedTuple):
 def read_uses(root: HostRoot) -> Mapping[Bdf, tuple[Use, ...]]:
     """Every use of every function, from one look at each table; what cannot be read counts as no use."""
     found: dict[Bdf, list[Use]] = {}
-    for bdf, use in (*_network(root), *_disks(root), *_consoles(root)):
+    for bdf, use in (*_network(root), *_disks(root), *_consoles(root), *_displays(root)):
         found.setdefault(bdf, []).append(use)
     return {bdf: tuple(uses) for bdf, uses in found.items()}
 
@@ -70,6 +72,8 @@ def _network(root: HostRoot) -> Iterator[tuple[Bdf, Use]]:
             yield bdf, Use("network", f"has an address and routes ({escape(name)})", route_file)
         elif any(len(row) > 5 and row[5] == name and row[3] != _LINK_LOCAL for row in addresses):
             yield bdf, Use("network", f"has an IPv6 address ({escape(name)})", address_file)
+        elif not root.text and ipv4_address(name) is not None:  # a fake root has no network of its own to ask
+            yield bdf, Use("network", f"has an address ({escape(name)})", f"SIOCGIFADDR {escape(name)}")
         if os.path.islink(root.file("sys/class/net", name, "master")):
             source = f"/sys/class/net/{escape(name)}/master"
             yield bdf, Use("network", f"is part of a bridge, bond or team ({escape(name)})", source)
@@ -106,3 +110,11 @@ def _consoles(root: HostRoot) -> Iterator[tuple[Bdf, Use]]:
         bdf = _owner(root, "tty", row[0]) if row and "/" not in row[0] and row[0] != ".." else None
         if bdf is not None:
             yield bdf, Use("console", f"is a console of the host ({escape(row[0])})", source)
+
+
+def _displays(root: HostRoot) -> Iterator[tuple[Bdf, Use]]:
+    # card0 and renderD128 are nodes in /dev/dri; card0-DP-1 is a connector.
+    names = [name for name in list_names(root.file("sys/class/drm"), root=root).get(()) if "-" not in name]
+    nodes = {f"dev/dri/{name}": bdf for name in names if (bdf := _owner(root, "drm", name)) is not None}
+    for node, holders in holders_of(root, nodes).items():
+        yield nodes[node], Use("display", f"draws for {holders[0]}", f"/proc/{holders[0].pid}/fd: /{node}")
