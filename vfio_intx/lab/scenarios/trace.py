@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from vfio_intx.observe.collect import Tracer, run
 from vfio_intx.observe.events import Target
 from vfio_intx.observe.recording import Recorder
 from vfio_intx.observe.report import to_json
+from vfio_intx.observe.span import Span
 from vfio_intx.observe.target import resolve
 
 SPEC = LabSpec(kernels.DEFAULT, (NIC,))
@@ -56,7 +58,10 @@ def inside(context: Context) -> dict[str, object]:
 
 def _global_settings() -> dict[str, str]:
     """What a tool that uses the global trace buffer has set there, and the buffer's size."""
-    return {name: (_TRACEFS / name).read_text().strip() for name in _GLOBAL_FILES}
+    found = {name: (_TRACEFS / name).read_text().strip() for name in _GLOBAL_FILES}
+    # "7 (expanded: 1408)": the kernel gives the buffer its 1408 KiB when somebody first uses tracing, in any instance.
+    size = found["buffer_size_kb"].rpartition("expanded: ")[2].rstrip(")")
+    return {**found, "buffer_size_kb": size}
 
 
 def _under(context: Context, guest: Guest, scheme: str) -> dict[str, object]:
@@ -68,11 +73,15 @@ def _under(context: Context, guest: Guest, scheme: str) -> dict[str, object]:
     root = HostRoot()
     target = _learnt(root, guest)
     recorder = Recorder() if "record" in context.options else None
-    with Tracer(target, root=root, pid=guest.pid, keeper=recorder) as tracer:
+    starts: list[int] = []
+
+    def keep(spans: list[Span]) -> None:
+        starts.extend(span.start for span in spans)
+
+    with Tracer(target, root=root, pid=guest.pid, keeper=recorder, sink=keep) as tracer:
         # Both ends of what is compared lie in silence: the guest sends a packet of its own now and then.
         before = _counts(root, guest, interface)
         tracer.poll()
-        earlier = tracer.summary.interrupts
         guest.check(f"ping -c {_PINGS} -i 0.1 -w 30 {NETWORK.gateway}")
         after = _counts(root, guest, interface)
         report = tracer.finish()
@@ -82,8 +91,8 @@ def _under(context: Context, guest: Guest, scheme: str) -> dict[str, object]:
     guest.check("for i in $(seq 200); do ls /sys/class/net | grep -qv lo || break; sleep 0.05; done")
     found = to_json(report)
     found["unplugged_while_traced"] = unplugged
-    found["spans_between"] = report.summary.interrupts - earlier
-    found |= {"host_interrupts": after[0] - before[0], "guest_interrupts": after[1] - before[1]}
+    found["spans_between"] = sum(before.moment < start <= after.moment for start in starts)
+    found |= {"host_interrupts": after.host - before.host, "guest_interrupts": after.guest - before.guest}
     context.say(f"{scheme}: {found['spans_between']} spans, {found['host_interrupts']} host interrupts")
     return found
 
@@ -107,13 +116,22 @@ def _learnt(root: HostRoot, guest: Guest) -> Target:
     return tracer.target
 
 
-def _counts(root: HostRoot, guest: Guest, interface: str) -> tuple[int, int]:
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    """Both counts, and a moment (ns, the clock of the events): all that started before it is in them, nothing else."""
+
+    host: int
+    guest: int
+    moment: int
+
+
+def _counts(root: HostRoot, guest: Guest, interface: str) -> _Counts:
     """The host's and the guest's count of the line in one silence."""
     while True:
         host = _quiet(root)
-        counted = guest.interrupt_count(interface)
+        counted, moment = guest.interrupt_count(interface), time.monotonic_ns()
         if _host_count(root) == host:
-            return host, counted
+            return _Counts(host, counted, moment)
 
 
 def _quiet(root: HostRoot) -> int:
