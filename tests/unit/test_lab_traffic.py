@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -69,6 +70,8 @@ def test_a_qemu_that_reads_nothing_for_a_while_gets_every_answer(tmp_path: Path)
 def test_a_qemu_that_ends_ends_the_answering(tmp_path: Path) -> None:
     with qemu(tmp_path) as line:
         line.close()
+        ends = Deadline.after("the answering", 10)
+        assert ends.poll(lambda: all(thread.name != "outside-serial" for thread in threading.enumerate()))
 
 
 def read_nothing(folder: Path, then: Exception | None = None) -> None:

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 
 from vfio_intx.cli.changes import add_common, print_outcomes, print_script, records_of, state_directory
+from vfio_intx.cli.vm import treat_termination_as_interrupt
 from vfio_intx.errors import WorldError
 from vfio_intx.names import Bdf
 from vfio_intx.wiring.apply import LocalMachine, Machine
@@ -24,6 +25,7 @@ def run(arguments: argparse.Namespace, machine: Machine | None = None) -> int:
     if arguments.dry_run:
         change = plan_restore(machine, records_of(directory, [bdf]).get(bdf), bdf)
         return print_script(Plan((), (change,)).script())
+    treat_termination_as_interrupt()
     outcome = restore(machine, directory, bdf)
     _sweep(machine)
     return print_outcomes([outcome], directory)
