@@ -278,6 +278,34 @@ def test_the_verbs_tell_what_they_did(kernel: FakeKernel, tmp_path: Path, capsys
     ]
 
 
+class Signalled(FakeKernel):
+    """A kernel whose user's terminal ends, or whose service is stopped, when the first driver has let go."""
+
+    number = signal.SIGTERM
+
+    def write(self, write: Write, deadline: Deadline) -> None:
+        super().write(write, deadline)
+        if write.path.endswith("e1000/unbind"):
+            signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_in_the_middle_leaves_no_function_without_its_driver(
+    kernel: FakeKernel, tmp_path: Path, number: signal.Signals
+) -> None:
+    before = [(each, signal.getsignal(each)) for each in (signal.SIGTERM, signal.SIGHUP)]
+    signalled = Signalled(kernel.tree, kernel.matches)
+    signalled.number = number
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            cli_bind.run(arguments(tmp_path), signalled)
+    finally:
+        for each, handler in before:
+            signal.signal(each, handler)
+    assert kernel.state(NIC) == ("e1000", "")
+    assert not list((tmp_path / "state").glob("*.record"))
+
+
 def test_a_dry_run_prints_exactly_what_a_run_then_writes(
     kernel: FakeKernel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -54,7 +54,7 @@ def test_what_somebody_else_adds_at_the_same_moment_stays_theirs(bench: Bench) -
 
 @pytest.fixture
 def handlers() -> Iterator[None]:
-    numbers = (signal.SIGTERM, signal.SIGHUP)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
     yield
     for number, handler in zip(numbers, before, strict=True):
@@ -62,10 +62,16 @@ def handlers() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("handlers")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("number", "in_background"),
+    [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGHUP, False), (signal.SIGTERM, True)],
+)
 def test_a_signal_after_device_add_takes_the_device_out_and_says_so(
-    bench: Bench, capsys: pytest.CaptureFixture[str], number: signal.Signals
+    bench: Bench, capsys: pytest.CaptureFixture[str], number: signal.Signals, in_background: bool
 ) -> None:
+    if in_background:  # what a shell without job control does for "vfio-intx attach … &"
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
     def interrupt(asked: str) -> None:
         bench.tick(asked)
         if asked == "query-pci" and bench.sent("query-pci") == [{}]:
@@ -104,3 +110,20 @@ def test_a_hangup_that_is_ignored_stays_ignored(bench: Bench) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     bench.run("attach", BDF, "--dry-run")
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+@pytest.mark.usefixtures("handlers")
+def test_an_interrupted_detach_says_that_the_guest_may_still_let_go(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.json(*ATTACH)
+    bench.vm.unplugs = False
+
+    def interrupt(asked: str) -> None:
+        bench.tick(asked)
+        if asked == "qom-list" and bench.sent("device_del"):
+            signal.raise_signal(signal.SIGINT)
+
+    bench.vm.on_command = interrupt
+    assert bench.run("detach", BDF, "--timeout", "30") == 130
+    assert f"asked already to let {BDF} go" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import contextlib
 from pathlib import Path
 
 from vfio_intx.cli.changes import add_common, print_outcome, print_outcomes, print_script, state_directory
+from vfio_intx.cli.vm import treat_termination_as_interrupt
 from vfio_intx.errors import WorldError
 from vfio_intx.names import Bdf
 from vfio_intx.wiring.apply import LocalMachine, Machine
@@ -32,6 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, machine: Machine | None = None) -> int:
     """Restore, or print what restoring would write; without a BDF all functions that have a record."""
     machine, directory = machine or LocalMachine(), state_directory(arguments)
+    if not arguments.dry_run:
+        treat_termination_as_interrupt()
     if arguments.bdf is None:
         return _all(machine, directory, dry_run=arguments.dry_run)
     bdf = Bdf.parse(arguments.bdf)

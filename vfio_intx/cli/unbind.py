@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from vfio_intx.cli.changes import add_common, print_outcomes, print_script, state_directory
+from vfio_intx.cli.vm import treat_termination_as_interrupt
 from vfio_intx.names import Bdf
 from vfio_intx.wiring.apply import LocalMachine, Machine
 from vfio_intx.wiring.drivers import Plan, plan_unbind, unbind
@@ -31,4 +32,5 @@ def run(arguments: argparse.Namespace, machine: Machine | None = None) -> int:
     if arguments.dry_run:
         change = plan_unbind(machine, record_of(directory, bdf), bdf)
         return print_script(Plan((), (change,)).script())
+    treat_termination_as_interrupt()
     return print_outcomes([unbind(machine, directory, bdf)], directory)

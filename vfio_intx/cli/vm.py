@@ -71,11 +71,18 @@ def parse_seconds(text: str) -> float:
 def treat_termination_as_interrupt() -> None:
     """Let SIGTERM, and the end of the terminal, end a changing verb as Ctrl-C does, so that what was begun is undone.
 
-    One that is ignored (by ``nohup``) stays ignored.
+    One that is ignored (by ``nohup``) stays ignored. A shell that starts us in the background has us ignore Ctrl-C,
+    which is no reason to ignore the others.
     """
+
+    def interrupt(number: int, frame: object) -> None:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
+
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, lambda number, frame: signal.raise_signal(signal.SIGINT))
+            signal.signal(number, interrupt)
 
 
 def names_vm(arguments: argparse.Namespace) -> bool:
