@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from vfio_intx.abi import kvm
 from vfio_intx.abi.call import close_all
 from vfio_intx.chain.scheme import Scheme
+from vfio_intx.cli.text import screen_columns, wrapped
 from vfio_intx.errors import KernelError, UsageError
 from vfio_intx.host.kernel import read_kernel
 from vfio_intx.host.root import HostRoot
@@ -224,7 +225,7 @@ def _print_table(figures: BenchFigures) -> None:
     _print_bars(figures)
     for figure in figures.schemes:
         for note in figure.notes:
-            print(f"{figure.scheme.value} ({figure.pin.label}): {note}")
+            print(wrapped(f"{figure.scheme.value} ({figure.pin.label}): {note}", screen_columns(), hang=4))
 
 
 def _cells(figures: BenchFigures, row: SchemeFigures) -> list[str]:

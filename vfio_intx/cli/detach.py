@@ -8,7 +8,7 @@ from vfio_intx.cli.vm import add_timeout_argument, add_vm_arguments, open_vm, tr
 from vfio_intx.host.root import HostRoot
 
 EPILOG = """\
-needs root; the function stays on vfio-pci (vfio-intx restore gives it back to the host)
+needs root; the function stays on vfio-pci (vfio-intx restore BDF gives it back to the host)
 
 examples:
   vfio-intx detach 05:00.0 --qmp /run/vm.qmp

@@ -64,16 +64,19 @@ def run(arguments: argparse.Namespace) -> int:
     """Trace and print; 0 if interrupts were seen, none of their events was lost and the VM lived on, else 1."""
     from vfio_intx.observe.collect import Tracer
     from vfio_intx.observe.collect import run as run_tracer
+    from vfio_intx.observe.target import need_kvm
     from vfio_intx.observe.timeline import Timeline, render
 
-    target, pid = _target(arguments)
+    # What cannot be meant is said before anything of the machine is looked at.
     seconds, count, size_kb = _limits(arguments)
+    target, pid = _target(arguments)
     name = _name(arguments, target, pid)
     timeline = Timeline() if arguments.html else None
     gc.set_threshold(_COLLECT_AFTER)
     with contextlib.ExitStack() as stack:
         page, data = (_whole_file(stack, path) for path in (arguments.html, arguments.json_to))
         exports = [stack.enter_context(export) for export in _exports(arguments, name)]
+        need_kvm(HostRoot(), pid)
         tracer = Tracer(target, root=HostRoot(), pid=pid, size_kb=size_kb, sink=_sink(exports, timeline))
         stopped = stack.enter_context(_signals())
         tell = stack.enter_context(_live(arguments))
@@ -213,7 +216,10 @@ def _print_table(report: Report, name: str, added_us: float | None = None) -> No
         table.add_row(stage.stage.value, *(f"{value:,.1f}" for value in stage.us.values()), f"{stage.share:.1%}")
     if whole := summary.whole.microseconds():
         table.add_row("whole", *(f"{value:,.1f}" for value in whole.values()), "", style="bold")
-    out.print(table)
+    if table.rows:
+        out.print(table)
+    else:
+        out.print(table.title, markup=False)
     for line in _words(report):
         out.print(line, markup=False)
     if added_us is not None:
@@ -223,7 +229,8 @@ def _print_table(report: Report, name: str, added_us: float | None = None) -> No
 def _words(report: Report) -> Iterator[str]:
     summary, cost = report.summary, report.cost
     if not summary.interrupts:
-        yield "No interrupt of this line was seen."
+        yield "No interrupt of this line was seen: the card is quiet, or the line is masked."
+        yield "  try: vfio-intx status, which tells the two apart; a stuck line opens with vfio-intx kick BDF"
     if evidence := summary.evidence():
         yield f"{evidence.text}; {summary.wakeups_per_interrupt} wake-ups of userspace each"
     if report.ended not in ("time", "count", "stopped"):

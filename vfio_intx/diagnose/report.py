@@ -7,6 +7,7 @@ import json
 import os
 import tarfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -120,8 +121,22 @@ def write_archive(path: Path, files: Mapping[str, bytes]) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise WorldError(f"{path} cannot be made: {error.strerror}", hint="name another file with --output") from error
-    with os.fdopen(fd, "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(_packed(files))
+    except OSError as error:
+        with suppress(OSError):
+            path.unlink()
+        raise WorldError(
+            f"{path} cannot be written: {error.strerror}", hint="name a place with more room with --output"
+        ) from error
+
+
+def _packed(files: Mapping[str, bytes]) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
         for name, content in files.items():
             member = tarfile.TarInfo(f"vfio-intx-report/{name}")
             member.size, member.mode = len(content), 0o600
             archive.addfile(member, io.BytesIO(content))
+    return packed.getvalue()

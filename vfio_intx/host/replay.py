@@ -59,6 +59,7 @@ def to_bytes(snapshot: Snapshot) -> bytes:
 
 def from_bytes(raw: bytes, name: str) -> Snapshot:
     """The snapshot in a file's bytes; *name* is for the message. :raise UsageError: if they hold none."""
+    raw = _out_of_archive(raw, name)
     try:
         file = from_json(raw, _File)
     except ValueError as error:
@@ -78,6 +79,15 @@ def from_bytes(raw: bytes, name: str) -> Snapshot:
         dict(file.claims),
         file.log,
     )
+
+
+def _out_of_archive(raw: bytes, name: str) -> bytes:
+    """What a report's archive has in it, and whatever is no archive as it is."""
+    if raw[:2] != b"\x1f\x8b":
+        return raw
+    from vfio_intx.host.archive import unpack
+
+    return unpack(raw, name, _LONGEST)
 
 
 def read_snapshot(path: str | os.PathLike[str]) -> Snapshot:

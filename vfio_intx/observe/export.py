@@ -76,7 +76,7 @@ class Export:
             raise self._failed("write", error) from error
 
     def _failed(self, operation: str, error: OSError) -> KernelError:
-        hint = "the run was stopped, the incomplete file removed: name a file on another file system"
+        hint = "the run was stopped, the incomplete file removed: name one in a folder that there is, with room"
         return KernelError(operation, str(self._path), error.errno or 0, hint=hint)
 
     def _head(self) -> bytes:

@@ -41,7 +41,7 @@ class Detached:
         if not self.was_there:
             return f"{self.bdf} is not in this VM: nothing to do"
         late = "" if self.released else "\n  note: QEMU has not closed it yet; wait before it is bound elsewhere"
-        return f"{self.bdf} is out of the VM; it is still bound to vfio-pci (vfio-intx restore gives it back){late}"
+        return f"{self.bdf} is out of the VM and still on vfio-pci; vfio-intx restore {self.bdf} gives it back{late}"
 
 
 def find_device(monitor: Monitor, bdf: Bdf) -> PassedThrough | None:
