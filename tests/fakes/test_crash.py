@@ -71,6 +71,7 @@ def test_after_sigkill_at_any_boundary_the_next_verb_ends_well(tmp_path: Path, n
         assert do_restore(kernel, path / "state") is not None
         assert kernel.state(NIC) == FIRST, f"boundary {boundary}"
         assert list((path / "state").glob("0000*")) == [], f"boundary {boundary}"
+    print(f"kills: {boundary}")
     assert boundary >= 10, "too few boundaries: is the fuse still connected?"
 
 
@@ -87,3 +88,4 @@ def test_a_recovery_that_is_killed_at_any_boundary_still_ends_well(tmp_path: Pat
         assert (kernel.state(NIC), kernel.log) == (FIRST, log), f"boundary {second}"
         if not died:
             break
+    print(f"kills: {2 * second + 1}")
