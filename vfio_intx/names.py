@@ -7,18 +7,16 @@ Every parser takes the whole string (``fullmatch``), ASCII only, of bounded leng
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import NewType
+from typing import NamedTuple, NewType
 
 from vfio_intx.errors import UsageError
 
 _HEX = "[0-9a-fA-F]"
-_BDF_FORMS = (
-    re.compile(rf"(?P<domain>{_HEX}{{4,8}}):(?P<bus>{_HEX}{{2}}):(?P<slot>{_HEX}{{2}})\.(?P<function>[0-7])"),
-    re.compile(rf"(?P<bus>{_HEX}{{2}}):(?P<slot>{_HEX}{{2}})\.(?P<function>[0-7])"),
-    re.compile(rf"pci_(?P<domain>{_HEX}{{4,8}})_(?P<bus>{_HEX}{{2}})_(?P<slot>{_HEX}{{2}})_(?P<function>[0-7])"),
-    re.compile(rf"pci/(?P<domain>{_HEX}{{4,8}}):(?P<bus>{_HEX}{{2}}):(?P<slot>{_HEX}{{2}})\.(?P<function>[0-7])"),
+#: 0000:05:00.0 and 05:00.0, the former also behind "pci/"; or pci_0000_05_00_0.
+_BDF = re.compile(
+    rf"(?:(?:pci/)?({_HEX}{{4,8}}):)?({_HEX}{{2}}):({_HEX}{{2}})\.([0-7])"
+    rf"|pci_({_HEX}{{4,8}})_({_HEX}{{2}})_({_HEX}{{2}})_([0-7])"
 )
 _DRIVER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _LONGEST = 64
@@ -42,8 +40,7 @@ class Pin(IntEnum):
     D = 4
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Bdf:
+class Bdf(NamedTuple):
     """The address of a PCI function: domain, bus, slot (device) and function."""
 
     domain: int
@@ -57,18 +54,24 @@ class Bdf:
 
         :raise UsageError: for anything else, including a slot above 1f and trailing white space.
         """
-        match = None
-        if len(text) <= _LONGEST:
-            match = next((found for form in _BDF_FORMS if (found := form.fullmatch(text))), None)
-        if match is None:
+        found = cls.maybe(text)
+        if found is None:
             raise UsageError(
                 f"{text[:_LONGEST]!r} is not a PCI address",
-                hint="write it as 0000:05:00.0, 05:00.0, pci_0000_05_00_0 or pci/0000:05:00.0; lspci -D lists them",
+                hint="write it as 0000:05:00.0, 05:00.0, pci_0000_05_00_0 or pci/0000:05:00.0 (the slot at most 1f); "
+                "lspci -D lists them",
             )
-        parts = {key: int(value, 16) for key, value in match.groupdict().items()}
-        if parts["slot"] > 0x1F:
-            raise UsageError(f"{text!r} is not a PCI address: the slot {parts['slot']:02x} is above 1f")
-        return cls(parts.get("domain", 0), parts["bus"], parts["slot"], parts["function"])
+        return found
+
+    @classmethod
+    def maybe(cls, text: str) -> Bdf | None:
+        """As :meth:`parse`, but None where *text* is no PCI address: for names that the kernel chose."""
+        match = _BDF.fullmatch(text) if len(text) <= _LONGEST else None
+        if match is None:
+            return None
+        parts = match.groups()[:4] if match[2] is not None else match.groups()[4:]
+        domain, bus, slot, function = (int(part or "0", 16) for part in parts)
+        return cls(domain, bus, slot, function) if slot <= 0x1F else None
 
     def __str__(self) -> str:
         return f"{self.domain:04x}:{self.bus:02x}:{self.slot:02x}.{self.function}"

@@ -237,6 +237,19 @@ def test_a_flood_of_events_is_bounded_and_the_last_ones_are_kept(tmp_path: Path)
         assert monitor.take_events() == ()
 
 
+def test_events_of_any_size_cost_a_bounded_memory(tmp_path: Path) -> None:
+    large = [{"text": "x" * (4 << 20)}, {"x" * (4 << 20): 1}, {"list": [0] * 100_000}]
+    lines = b"".join(json.dumps({"event": "E", "data": data}).encode() + b"\n" for data in large)
+
+    def reply(request: dict[str, Any]) -> bytes:
+        return lines + json.dumps({"return": {}, "id": request["id"]}).encode() + b"\n"
+
+    with fake.serving(tmp_path / "s", fake.answering(reply)) as path, connect(path, budget_s=20) as monitor:
+        monitor.execute("x")
+        assert [event.data for event in monitor.take_events()] == [{}]
+        assert monitor.events_dropped == 2
+
+
 @pytest.mark.parametrize("event", [{"event": 7}, {"event": "E", "data": []}, {"event": None, "data": {"a": 1}}])
 def test_an_event_of_another_shape_is_dropped(tmp_path: Path, event: dict[str, object]) -> None:
     def make(request: dict[str, Any]) -> bytes:

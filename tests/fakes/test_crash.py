@@ -51,7 +51,7 @@ def killed(path: Path, before: tuple[Verb, ...], verb: Verb, boundary: int) -> F
 
 
 @pytest.mark.parametrize("name", VERBS)
-@pytest.mark.parametrize("then", ["restore", "bind"])
+@pytest.mark.parametrize("then", ["restore", "bind", "unbind"])
 def test_after_sigkill_at_any_boundary_the_next_verb_ends_well(tmp_path: Path, name: str, then: str) -> None:
     before, verb = VERBS[name]
     for boundary in itertools.count():
@@ -64,9 +64,14 @@ def test_after_sigkill_at_any_boundary_the_next_verb_ends_well(tmp_path: Path, n
         if then == "bind":
             do_bind(kernel, path / "state")
             assert kernel.state(NIC) == VFIO, f"boundary {boundary}"
+        if then == "unbind" and kernel.state(NIC)[0] != FIRST[0]:
+            do_unbind(kernel, path / "state")
+            # Not even the override that restore sets for a moment is left.
+            assert kernel.state(NIC) == ("", ""), f"boundary {boundary}"
         assert do_restore(kernel, path / "state") is not None
         assert kernel.state(NIC) == FIRST, f"boundary {boundary}"
         assert list((path / "state").glob("0000*")) == [], f"boundary {boundary}"
+    print(f"kills: {boundary}")
     assert boundary >= 10, "too few boundaries: is the fuse still connected?"
 
 
@@ -83,3 +88,4 @@ def test_a_recovery_that_is_killed_at_any_boundary_still_ends_well(tmp_path: Pat
         assert (kernel.state(NIC), kernel.log) == (FIRST, log), f"boundary {second}"
         if not died:
             break
+    print(f"kills: {2 * second + 1}")

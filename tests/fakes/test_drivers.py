@@ -24,6 +24,7 @@ from vfio_intx.errors import (
 from vfio_intx.names import Bdf
 from vfio_intx.wiring.apply import StuckWrite
 from vfio_intx.wiring.drivers import bind, restore, unbind
+from vfio_intx.wiring.journal import open_state
 from vfio_intx.wiring.steps import Write
 
 BDF = Bdf.parse("0000:00:10.0")
@@ -121,6 +122,29 @@ def test_an_unbind_that_hangs_is_left_alone_and_remembered(kernel: FakeKernel, s
     assert kernel.state(NIC) == ("e1000", "")
 
 
+def test_a_hanging_first_step_is_remembered_though_nothing_can_be_seen_of_it(tmp_path: Path, state: Path) -> None:
+    """With the override there before, the unbind comes first: until it goes through, all looks as it was."""
+    kernel = nic_host(tmp_path / "host", override="vfio-pci")
+    kernel.fails = {"e1000": Fail.UNBIND_HANGS}
+    with pytest.raises(StuckWrite):
+        bind(kernel, state, [BDF])
+    assert kernel.state(NIC) == ("e1000", "vfio-pci")
+    kernel.fails = {}
+    kernel._set_driver(NIC, "")  # the driver lets go after all
+    restore(kernel, state, BDF)
+    assert kernel.state(NIC) == ("e1000", "vfio-pci")
+
+
+def test_a_record_that_cannot_be_written_leaves_none_of_its_group(kernel: FakeKernel, state: Path) -> None:
+    kernel.tree.add(FakeFunction("0000:00:10.1", driver="snd_hda_intel", group=4, irq=22))
+    (state / "0000:00:10.1.record.new").mkdir(parents=True)
+    state.chmod(0o700)
+    with pytest.raises(WorldError, match="cannot be written"):
+        bind(kernel, state, [BDF, Bdf.parse("0000:00:10.1")])
+    assert kernel.state(NIC) == ("e1000", "")
+    assert records(state) == ["0000:00:10.1.record.new"]
+
+
 def test_a_function_that_vanishes_in_the_middle_is_told(kernel: FakeKernel, state: Path) -> None:
     kernel.fails = {"e1000": Fail.GONE_AFTER_UNBIND}
     with pytest.raises(MissingError, match="gone"):
@@ -189,8 +213,9 @@ def test_no_unbind_is_started_while_a_process_has_the_device_open(kernel: FakeKe
     kernel.tree.process(4711, "qemu-system-x86", ["/dev/null", node])
     before = list(kernel.log)
     for verb in (unbind, restore):
-        with pytest.raises(BusyError, match=r"process 4711 \(qemu-system-x86\)"):
+        with pytest.raises(BusyError, match=r"process 4711 \(qemu-system-x86\)") as caught:
             verb(kernel, state, BDF)
+        assert f"vfio-intx detach {NIC} --pid 4711" in (caught.value.hint or "")
     assert kernel.log == before
 
 
@@ -211,6 +236,20 @@ def test_after_a_stranger_has_moved_it_the_strangers_driver_is_the_first(kernel:
     bind(kernel, state, [BDF])
     restore(kernel, state, BDF)
     assert kernel.state(NIC) == ("e1000_rival", "")
+
+
+def test_what_a_restore_that_died_left_is_not_taken_for_a_strangers_override(kernel: FakeKernel, state: Path) -> None:
+    bind(kernel, state, [BDF])
+    with open_state(state) as opened:
+        record = opened.read(BDF)
+        assert record is not None
+        opened.write(record._replace(goal=record.first, settled=False))
+    kernel.write(Write(f"/sys/bus/pci/devices/{NIC}/driver_override", "e1000"), Deadline.after("test", 1))
+    kernel._set_driver(NIC, "")
+    unbind(kernel, state, BDF)
+    assert kernel.state(NIC) == ("", "")
+    restore(kernel, state, BDF)
+    assert kernel.state(NIC) == ("e1000", "")
 
 
 def test_a_first_override_comes_back(tmp_path: Path, state: Path) -> None:

@@ -6,6 +6,7 @@ import argparse
 import errno
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,6 +99,44 @@ def test_a_record_of_another_function_or_a_link_in_its_place_is_refused(kernel: 
     assert (good, len(bad)) == ((), 2)
 
 
+def test_what_stands_in_a_record_s_place_is_refused_and_never_waited_for(kernel: FakeKernel, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    with open_state(state) as opened:
+        os.mkfifo(state / f"{NIC}.record")
+        with pytest.raises(BadRecord):
+            opened.read(BDF)
+        (state / f"{NIC}.record").unlink()
+        (state / f"{NIC}.record").mkdir()
+        with pytest.raises(BadRecord):
+            opened.read(BDF)
+        with pytest.raises(WorldError, match="cannot be removed"):
+            opened.remove(BDF)
+
+
+def test_a_lock_that_is_no_file_of_ours_is_refused(kernel: FakeKernel, tmp_path: Path) -> None:
+    folder, link = tmp_path / "folder", tmp_path / "link"
+    for state in (folder, link):
+        state.mkdir(mode=0o700)
+    (folder / "lock").mkdir()
+    (link / "lock").symlink_to(tmp_path / "elsewhere")
+    for state in (folder, link):
+        with pytest.raises(RefusedError, match=r"the lock .* cannot be opened"):
+            bind(kernel, state, [BDF])
+    assert kernel.state(NIC) == ("e1000", "")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_file_of_another_name_is_none_of_our_records(
+    kernel: FakeKernel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_state(tmp_path / "state") as state:
+        for name in ("notes.record", "00:10.0.record", ".record"):
+            (tmp_path / "state" / name).write_text("mine")
+        assert state.recorded() == ()
+    assert cli_bind.run(arguments(tmp_path), kernel) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_a_record_that_cannot_be_written_stops_everything_before_the_first_change(
     kernel: FakeKernel, tmp_path: Path
 ) -> None:
@@ -171,9 +210,10 @@ def test_the_real_machine_writes_a_line_and_keeps_the_errno(tmp_path: Path) -> N
 def fifo(tmp_path: Path) -> Iterator[Path]:
     os.mkfifo(tmp_path / "unbind")
     yield tmp_path / "unbind"
-    # Let the child that was left behind come to its end.
-    os.close(os.open(tmp_path / "unbind", os.O_RDONLY | os.O_NONBLOCK))
+    # Let the child that was left behind come to its end, also where it gets to its open() only now.
+    reader = os.open(tmp_path / "unbind", os.O_RDONLY | os.O_NONBLOCK)
     os.waitpid(-1, 0)
+    os.close(reader)
 
 
 def test_a_write_that_does_not_come_back_is_left_at_its_deadline(fifo: Path) -> None:
@@ -181,6 +221,38 @@ def test_a_write_that_does_not_come_back_is_left_at_its_deadline(fifo: Path) -> 
     with pytest.raises(StuckWrite) as caught:
         machine.write(Write("/unbind", NIC), soon())
     assert caught.value.errno == errno.ETIMEDOUT
+
+
+def test_no_process_to_write_by_is_an_errno_and_leaves_no_signal_blocked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fork() -> int:
+        raise BlockingIOError(errno.EAGAIN, "the cgroup has its most processes")
+
+    monkeypatch.setattr("os.fork", fork)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with pytest.raises(KernelError) as caught:
+        LocalMachine(HostRoot(tmp_path)).write(Write("/x", "y"), soon())
+    assert caught.value.errno == errno.EAGAIN
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
+def test_a_modprobe_that_no_kill_can_end_is_left_at_its_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "modprobe").write_text("#!/bin/sh\nexec sleep 1000\n")
+    (tmp_path / "modprobe").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    spared: list[subprocess.Popen[str]] = []
+    monkeypatch.setattr(
+        subprocess.Popen, "kill", lambda process: spared.append(process)
+    )  # as the kernel does while it hangs
+    with pytest.raises(MissingError, match=r"did not end within 0\.2 s"):
+        LocalMachine().load_module("vfio-pci", soon())
+    (process,) = spared
+    assert process.poll() is None
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def test_a_module_that_there_is_not(tmp_path: Path) -> None:
@@ -204,6 +276,34 @@ def test_the_verbs_tell_what_they_did(kernel: FakeKernel, tmp_path: Path, capsys
         f"{NIC}: no driver -> e1000",
         f"{NIC}: already so: e1000",
     ]
+
+
+class Signalled(FakeKernel):
+    """A kernel whose user's terminal ends, or whose service is stopped, when the first driver has let go."""
+
+    number = signal.SIGTERM
+
+    def write(self, write: Write, deadline: Deadline) -> None:
+        super().write(write, deadline)
+        if write.path.endswith("e1000/unbind"):
+            signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_in_the_middle_leaves_no_function_without_its_driver(
+    kernel: FakeKernel, tmp_path: Path, number: signal.Signals
+) -> None:
+    before = [(each, signal.getsignal(each)) for each in (signal.SIGTERM, signal.SIGHUP)]
+    signalled = Signalled(kernel.tree, kernel.matches)
+    signalled.number = number
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            cli_bind.run(arguments(tmp_path), signalled)
+    finally:
+        for each, handler in before:
+            signal.signal(each, handler)
+    assert kernel.state(NIC) == ("e1000", "")
+    assert not list((tmp_path / "state").glob("*.record"))
 
 
 def test_a_dry_run_prints_exactly_what_a_run_then_writes(

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import gzip
+import io
 import json
+import resource
+import signal
 import tarfile
 from pathlib import Path
 
@@ -14,7 +18,8 @@ from hypothesis import strategies as st
 from tests.fakes.kernel import nic_host
 from tests.fakes.tree import FakeFunction, FakeTree
 from vfio_intx.cli import check, persist, report, scan
-from vfio_intx.errors import RefusedError, WorldError
+from vfio_intx.errors import RefusedError, UsageError, WorldError
+from vfio_intx.host import replay
 from vfio_intx.host.redact import Redactor
 from vfio_intx.host.replay import read_snapshot
 from vfio_intx.host.snapshot import take_snapshot
@@ -156,6 +161,70 @@ def test_an_archive_that_is_there_is_not_overwritten(tree: FakeTree, tmp_path: P
     with pytest.raises(WorldError, match="cannot be made"):
         archive(tree, tmp_path / "r.tar.gz")
     assert (tmp_path / "r.tar.gz").read_text() == "mine"
+
+
+def packed(path: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
+    with tarfile.open(path, "w:gz") as opened:
+        for member, content in members:
+            member.size = len(content)
+            opened.addfile(member, io.BytesIO(content))
+    return path
+
+
+def test_the_archive_serves_as_the_snapshot_in_it_does(
+    tree: FakeTree, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    snapshot = tmp_path / "snapshot.json"
+    snapshot.write_text(archive(tree, tmp_path / "r.tar.gz")["snapshot.json"])
+    capsys.readouterr()
+    told = []
+    for file in (snapshot, tmp_path / "r.tar.gz"):
+        scan.run(argparse.Namespace(bdf=[], json=True, snapshot=file))
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1]
+    assert str(BDF) in told[0]
+
+
+def test_an_archive_cut_anywhere_is_refused(tree: FakeTree, tmp_path: Path) -> None:
+    archive(tree, tmp_path / "r.tar.gz")
+    whole = (tmp_path / "r.tar.gz").read_bytes()
+    for length in range(2, len(whole) - 1, 97):
+        (tmp_path / "cut.tar.gz").write_bytes(whole[:length])
+        with pytest.raises(UsageError, match=r"cut\.tar\.gz"):
+            read_snapshot(tmp_path / "cut.tar.gz")
+
+
+def test_an_archive_without_a_snapshot_or_with_a_sly_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "vfio-intx-report/snapshot.json"
+    link, folder, other = tarfile.TarInfo(name), tarfile.TarInfo(name), tarfile.TarInfo("x")
+    link.type, link.linkname, folder.type = tarfile.SYMTYPE, "snapshot.json", tarfile.DIRTYPE
+    for index, member in enumerate((link, folder, other)):
+        with pytest.raises(UsageError, match=r"snapshot\.json"):
+            read_snapshot(packed(tmp_path / f"{index}.tgz", (member, b"")))
+    (tmp_path / "plain.gz").write_bytes(gzip.compress(b"{}"))
+    with pytest.raises(UsageError, match="no whole archive"):
+        read_snapshot(tmp_path / "plain.gz")
+    monkeypatch.setattr(replay, "_LONGEST", 1 << 20)
+    with pytest.raises(UsageError, match="more than 1 MiB"):
+        read_snapshot(packed(tmp_path / "bomb.tgz", (tarfile.TarInfo(name), bytes(1 << 21))))
+
+
+def test_where_there_is_no_room_the_half_of_an_archive_is_taken_away(
+    tree: FakeTree, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(WorldError, match=r"r\.tar\.gz cannot be written: File too large") as caught:
+            archive(tree, tmp_path / "r.tar.gz")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert caught.value.hint
+    assert not (tmp_path / "r.tar.gz").exists()
 
 
 def test_scan_and_check_say_of_the_snapshot_what_they_say_of_the_host(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import functools
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from tests.fakes.patched_qemu import BDF, PatchedQemu
 from tests.fakes.vfio_device import ICR, ICS, IMS, FakeVfioDevice
 from vfio_intx.abi import vfio
 from vfio_intx.deadline import Deadline
-from vfio_intx.errors import MissingError, PeerRefused, RefusedError, VerifyError
+from vfio_intx.errors import KernelError, MissingError, PeerRefused, RefusedError, VerifyError
 from vfio_intx.names import Bdf
 from vfio_intx.qemu.intx_state import Eventfds
 from vfio_intx.qemu.monitor import Monitor
@@ -105,6 +108,30 @@ def test_the_tap_unmasks_counts_and_leaves(qemu: PatchedQemu) -> None:
     assert qemu.uses_its_own
     assert carries(qemu)
     assert descriptors() == before
+
+
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_without_a_descriptor_to_spare_nothing_is_entered_and_nothing_left(
+    qemu: PatchedQemu, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    makers: dict[str, Callable[..., object]] = {"eventfd": os.eventfd, "pipe2": os.pipe2}
+    made: list[str] = []
+
+    def limited(name: str, *arguments: int) -> object:
+        if len(made) == left:
+            raise OSError(errno.EMFILE, "Too many open files")
+        made.append(name)
+        return makers[name](*arguments)
+
+    before = descriptors()
+    for name in makers:
+        monkeypatch.setattr(os, name, functools.partial(limited, name))
+    with pytest.raises(KernelError) as caught:
+        Tap(qemu, NIC, [qemu.device])
+    monkeypatch.undo()
+    assert caught.value.errno == errno.EMFILE
+    assert descriptors() == before
+    assert carries(qemu)
 
 
 def test_when_we_are_gone_qemu_takes_over(qemu: PatchedQemu) -> None:

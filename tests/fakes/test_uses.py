@@ -134,7 +134,15 @@ CLAIMS = {
     "modprobe.d": ("etc/modprobe.d/vfio.conf", "# x\noptions vfio-pci ids=1234:5678,8086:100e disable_vga=1\n"),
     "modprobe.d softdep": ("etc/modprobe.d/vfio.conf", "softdep e1000 pre: vfio-pci\n"),
     "kernel command line": ("proc/cmdline", "quiet vfio-pci.ids=8086:100e\n"),
+    "udev": (
+        "etc/udev/rules.d/10-vfio.rules",
+        'KERNEL=="0000:00:10.0", SUBSYSTEM=="pci", \\\n  ATTR{driver_override}="vfio-pci"\n',
+    ),
     "vfio-intx": ("var/lib/vfio-intx/0000:00:10.0.record", "x"),
+    "vfio-intx persist": (
+        "etc/udev/rules.d/70-vfio-intx-0000-00-10.0.rules",
+        'KERNEL=="0000:00:10.0", ATTR{driver_override}="vfio-pci"\n',
+    ),
 }
 
 
@@ -160,8 +168,29 @@ def test_a_claim_names_its_owner_and_its_file(kernel: FakeKernel, owner: str) ->
             "#options vfio-pci ids=8086:100e\noptions snd ids=8086:100e\noptions vfio-pci ids=zz\n",
         ),
         ("proc/cmdline", "vfio-pci.ids=\n"),
+        ("etc/udev/rules.d/a.rules", '#KERNEL=="0000:00:10.0", ATTR{driver_override}="vfio-pci"\n'),
+        ("etc/udev/rules.d/a.rules", 'KERNEL=="0000:00:10.0", ATTR{power/control}="on"\n'),
+        ("etc/udev/rules.d/a.rules", 'KERNEL=="0000:00:10.01", ATTR{driver_override}="vfio-pci"\n'),
     ],
 )
 def test_what_speaks_of_another_function_or_is_rubbish_is_no_claim(kernel: FakeKernel, name: str, text: str) -> None:
     kernel.tree.write(name, text)
     assert snapshot(kernel).claims == {}
+
+
+def test_a_display_that_a_program_draws_on(kernel: FakeKernel, tmp_path: Path) -> None:
+    """Taking a GPU from its driver below a running display server has hung hosts, whatever the driver."""
+    for name in ("card0", "renderD128", "card0-DP-1"):
+        (kernel.tree.path / f"{HERE}/drm/{name}").mkdir(parents=True)
+        kernel.tree.link(f"sys/class/drm/{name}", f"{HERE}/drm/{name}")
+    assert BDF not in snapshot(kernel).uses
+    kernel.tree.write("proc/812/comm", "Xorg\n")
+    (kernel.tree.path / "proc/812/fd").mkdir()
+    (kernel.tree.path / "proc/812/fd/5").symlink_to("/dev/dri/card0")
+    refused(kernel, tmp_path, r"draws for process 812 \(Xorg\)")
+
+
+def test_a_function_with_virtual_ones(kernel: FakeKernel, tmp_path: Path) -> None:
+    for number in range(2):
+        (kernel.tree.path / f"{HERE}/virtfn{number}").symlink_to(f"../0000:00:10.{number + 1}")
+    refused(kernel, tmp_path, "has 2 virtual functions")

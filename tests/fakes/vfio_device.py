@@ -101,6 +101,7 @@ class FakeVfioDevice:
     def physical_config(self) -> ConfigSpace:
         """The function's own registers, as sysfs shows them: DisINTx is the mask, whatever the guest thinks."""
         raw = bytearray(64)
+        struct.pack_into("<HH", raw, 0, 0x8086, 0x100E)
         with self._lock:
             hidden = self._masked and self._can_mask
             struct.pack_into("<H", raw, PCI_COMMAND, 0x107 | (PCI_COMMAND_INTX_DISABLE if hidden else 0))

@@ -174,3 +174,18 @@ def test_a_group_with_a_live_sibling_is_refused_and_goes_whole(tmp_path: Path) -
     for bdf in (first, second):
         assert vfio_intx("restore", str(bdf), *state).returncode == 0
     assert [now(first), now(second)] == before
+
+
+@pytest.mark.l1
+def test_a_nic_with_an_address_but_no_route_is_refused(tmp_path: Path) -> None:
+    """A /32 on an interface that is down is in no table of /proc by the interface's name."""
+    (interface,) = take_snapshot(HostRoot()).function(TWIN.bdf).interfaces.get(())
+    before, state = now(TWIN.bdf), ["--state-dir", str(tmp_path / "state")]
+    subprocess.run(["ip", "link", "set", interface, "down"], check=True)
+    subprocess.run(["ip", "address", "add", "192.0.2.7/32", "dev", interface], check=True)
+    try:
+        refused = vfio_intx("bind", str(TWIN.bdf), *state)
+    finally:
+        subprocess.run(["ip", "address", "del", "192.0.2.7/32", "dev", interface], check=True)
+    assert (refused.returncode, now(TWIN.bdf)) == (1, before)
+    assert f"has an address ({interface})" in refused.stderr

@@ -62,6 +62,12 @@ def test_a_scheme_that_there_is_not_is_answered_with_those_there_are() -> None:
     assert "irqfd" in (caught.value.hint or "")
 
 
+def test_a_verb_offers_only_the_schemes_that_it_takes() -> None:
+    with pytest.raises(UsageError, match="fast") as caught:
+        Scheme.parse("fast", offered=(Scheme.IRQFD, Scheme.TRAP))
+    assert caught.value.hint == "one of irqfd, trap"
+
+
 def test_a_poll_asks_at_least_once_and_gives_up_at_its_deadline() -> None:
     asked: list[int] = []
 

@@ -22,7 +22,7 @@ from vfio_intx.chain.scheme import Scheme
 from vfio_intx.chain.stage import Stage
 from vfio_intx.errors import KernelError
 from vfio_intx.observe.collect import Cost, Report
-from vfio_intx.observe.export import PerfettoFile, SpansFile
+from vfio_intx.observe.export import PerfettoFile, SpansFile, WholeFile
 from vfio_intx.observe.histogram import Latencies
 from vfio_intx.observe.report import to_json
 from vfio_intx.observe.spans import Joiner
@@ -236,6 +236,14 @@ def test_a_full_disk_is_an_error_with_its_file_and_leaves_nothing(make: Any, tmp
     assert caught.value.target.endswith("out")
     assert caught.value.hint
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_that_does_not_fit_spares_the_old_one(tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text("of yesterday")
+    with pytest.raises(KernelError, match="EFBIG"), full_disk(), WholeFile(tmp_path / "page.html") as page:
+        page.put(b"x" * 10_000)
+    assert (tmp_path / "page.html").read_text() == "of yesterday"
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_run_that_fails_leaves_no_half_file_and_spares_the_old_one(tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from tests.fakes.tree import FakeFunction, FakeTree
 from vfio_intx.abi.pciconf import ConfigSpace
+from vfio_intx.host.cpu import parse_cpuinfo, read_cpu
 from vfio_intx.host.hwdb import hardware_name
 from vfio_intx.host.irq import Spurious, parse_interrupts, read_actions, read_counts, read_spurious
 from vfio_intx.host.pci import PciIds
+from vfio_intx.host.root import HostRoot
 from vfio_intx.names import Bdf, HostIrq, Pin
 
 TWO_CPUS = """           CPU0       CPU1
@@ -158,3 +160,25 @@ def test_no_database_makes_the_look_up_fail(text: str) -> None:
         tree.write("usr/share/misc/pci.ids", text.encode("utf-8", "surrogatepass"))
         tree.write("run/udev/data/+pci:0000:00:10.0", text.encode("utf-8", "surrogatepass"))
         hardware_name(tree.root, Bdf.parse("0000:00:10.0"), PciIds(0x8086, 0x100E, 0, 0, 0))
+
+
+CPU = """processor\t: 0
+vendor_id\t: AuthenticAMD
+model name\t: AMD EPYC 7763
+flags\t\t: fpu vme svm{}
+
+processor\t: 1
+model name\t: another
+"""
+
+
+@pytest.mark.parametrize(("flag", "virtual"), [("", False), (" hypervisor lahf_lm", True)])
+def test_the_first_processor_tells_what_it_is_and_whether_it_is_virtual(flag: str, virtual: bool) -> None:
+    cpu = parse_cpuinfo(CPU.format(flag))
+    assert cpu.model.value == "AMD EPYC 7763"
+    assert cpu.virtual.value is virtual
+
+
+def test_a_processor_without_a_word_stays_unknown(tmp_path: Path) -> None:
+    assert parse_cpuinfo("Processor : ARM").virtual.value is None
+    assert read_cpu(HostRoot(tmp_path)).model.value is None

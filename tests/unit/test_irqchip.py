@@ -105,3 +105,26 @@ def test_a_pin_is_read_from_its_redirection_entry(entry: int, raised: bool) -> N
     assert pin.vector == entry % 256
     assert (pin.masked, pin.level, pin.remote_irr) == (entry >> 16 & 1, entry >> 15 & 1, entry >> 14 & 1)
     assert pin.raised is raised
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "  IRR      " + "9" * 5000,  # int() refuses it with a ValueError, which is no error of the peer's
+        "  IRR      22 " + "4096 " * 4,
+        "  IRR"
+        + " " * 200_000
+        + "x",  # where the spaces can be read in many ways, this takes longer than anybody waits
+        "  IRR 1" + " 1" * 100_000 + "x",
+    ],
+)
+def test_a_list_of_pins_that_is_none_is_passed_over_at_once(line: str) -> None:
+    (chip,) = parse_controllers(
+        f"ioapic0: ver=0x20 id=0x00 sel=0x00\n  pin 22 0x{0x8000:016x} dest=0\n{line}\n", "x"
+    ).ioapics
+    assert not chip.pins[0].raised
+
+
+def test_several_pins_up_at_once() -> None:
+    text = f"ioapic0: ver=0x20 id=0x00 sel=0x00\n  pin 5 0x{0x8000:016x} dest=0\n  IRR      5  11 22 \n"
+    assert parse_controllers(text, "x").ioapics[0].pins[0].raised

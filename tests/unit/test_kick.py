@@ -97,17 +97,18 @@ def test_what_came_of_it(guest: bool, before: Moment, after: Moment, words: str)
 
 
 class Host(FakeTree):
-    """A host whose only QEMU is this very process, with one descriptor that is said to be a vfio device."""
+    """A host whose only QEMU is this very process, with descriptors that are said to be vfio devices."""
 
-    def qemu(self, fd: int, *, group: int = 4, started: int = 500, info: str = "") -> None:
+    def qemu(self, *fds: int, group: int = 4, started: int = 500, info: str = "") -> None:
         pid = os.getpid()
         self.write(f"proc/{pid}/cmdline", "qemu-system-x86_64\0-name\0web\0")
         self.write(f"proc/{pid}/stat", f"{pid} (q) S " + " ".join(["1"] * 18) + f" {started} 0 0\n")
         self.link(f"proc/{pid}/exe", "usr/bin/qemu-system-x86_64")
-        for number, target in ((fd, "anon_inode:[vfio-device]"), (9999, f"/dev/vfio/{group}")):
+        for number, target in (*((fd, "anon_inode:[vfio-device]") for fd in fds), (9999, f"/dev/vfio/{group}")):
             (self.path / f"proc/{pid}/fd").mkdir(exist_ok=True)
             (self.path / f"proc/{pid}/fd/{number}").symlink_to(target)
-        self.write(f"proc/{pid}/fdinfo/{fd}", info)
+        for fd in fds:
+            self.write(f"proc/{pid}/fdinfo/{fd}", info)
 
 
 @pytest.fixture
@@ -153,6 +154,47 @@ def test_a_descriptor_that_the_kernel_names_as_another_device_is_left_alone(host
     host.qemu(trigger, info="vfio-device-syspath: /sys/devices/pci0000:00/0000:00:11.0\n")
     with pytest.raises(MissingError, match="none of the vfio descriptors of VM web"):
         kick(host.root, BDF)
+
+
+@pytest.fixture
+def twins(host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FakeVfioDevice, FakeVfioDevice]]:
+    """Two equal cards of one QEMU, which a kernel before 6.13 does not tell apart; in the order of its descriptors."""
+    fds = [eventfd.create(), eventfd.create()]
+    host.qemu(*fds)
+    with FakeVfioDevice() as first, FakeVfioDevice() as second:
+        cards = [first, second]
+        # What pidfd_getfd() brings are copies of the eventfds; a vfio device cannot be made without a card.
+        monkeypatch.setattr("vfio_intx.wiring.kick.DeviceFile", lambda fd, name: cards.pop(0))
+        yield first, second
+    for fd in fds:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("stuck", [0, 1])
+def test_a_twin_without_a_line_is_no_reason_to_leave_the_stuck_one(
+    host: Host, twins: tuple[FakeVfioDevice, FakeVfioDevice], trigger: int, stuck: int
+) -> None:
+    twins[stuck].set_irqs(vfio.trigger(trigger))
+    twins[stuck].set_irqs(vfio.MASK)
+    assert kick(host.root, BDF).candidates == 2
+    assert not twins[stuck].is_masked
+
+
+def test_two_twins_without_a_line_are_refused(host: Host, twins: tuple[FakeVfioDevice, FakeVfioDevice]) -> None:
+    with pytest.raises(RefusedError, match="not in INTx mode"):
+        kick(host.root, BDF)
+
+
+def test_a_twin_that_its_guest_masks_is_not_taken_for_the_line(
+    host: Host, twins: tuple[FakeVfioDevice, FakeVfioDevice], trigger: int
+) -> None:
+    other = eventfd.create()
+    for card, fd in zip(twins, (trigger, other), strict=True):
+        card.set_irqs(vfio.trigger(fd))
+    config = twins[0].region_info(vfio.VFIO_PCI_CONFIG_REGION_INDEX)
+    twins[0].write(config, PCI_COMMAND, PCI_COMMAND_INTX_DISABLE.to_bytes(2, "little"))
+    assert kick(host.root, BDF).guest_masks is False
+    os.close(other)
 
 
 def test_by_the_command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

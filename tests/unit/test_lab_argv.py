@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,13 @@ def test_the_lab_is_booted_read_only_with_one_place_to_write() -> None:
     assert "intel-iommu,intremap=on" in words
     assert "e1000,id=card-root-10,addr=0x10,romfile=" in words
     assert not any("fsdev" in word and "readonly=on" not in word for word in words if word.startswith("local"))
+
+
+def test_a_lab_runs_in_the_qemu_that_was_built_for_it() -> None:
+    built = replace(PLACES, qemu=Path("/cache/qemu/lab/bin/qemu-system-x86_64"))
+    argv = vng_argv(LabSpec("6.12", qemu="lab"), built, RESULTS / "outer.sh")
+    assert argv[argv.index("--qemu") + 1] == "/cache/qemu/lab/bin/qemu-system-x86_64"
+    assert "--qemu" not in vng_argv(LabSpec("6.12"), PLACES, RESULTS / "outer.sh")
 
 
 def test_a_shell_is_not_an_exec() -> None:

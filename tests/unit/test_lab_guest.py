@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import lzma
 import os
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +15,19 @@ import pytest
 
 from tests.fakes.qmp_server import Line, answering, dies_on_command, never_replies, saying, serving, silent
 from vfio_intx.deadline import Deadline
-from vfio_intx.errors import MissingError, PeerGarbage, PeerGone, PeerRefused, PeerTimeout, UsageError, VerifyError
+from vfio_intx.errors import (
+    LabLost,
+    MissingError,
+    PeerGarbage,
+    PeerGone,
+    PeerRefused,
+    PeerTimeout,
+    UsageError,
+    VerifyError,
+)
 from vfio_intx.lab import scenario as scenarios
 from vfio_intx.lab.channel import Answer, Monitor, Shell
+from vfio_intx.lab.guests import Guest
 from vfio_intx.lab.initramfs import Entry, cpio, initramfs_for, is_static, module_files, parse_modules_dep
 from vfio_intx.lab.kernels import Kernel
 from vfio_intx.lab.traffic import find_port_script, port_name
@@ -111,6 +123,71 @@ def test_a_refusal_keeps_qemus_words(tmp_path: Path) -> None:
             monitor.execute("device_add", soon(), driver="x")
         assert (caught.value.command, caught.value.description) == ("device_add", "no \x1b[2J")
         monitor.close()
+
+
+def test_a_late_answer_of_the_witness_is_not_taken_for_the_next(tmp_path: Path) -> None:
+    late: list[dict[str, object]] = []
+
+    def script(line: Line) -> None:
+        line.negotiate()
+        late.append({"return": "of the slow one", "id": line.hear()["id"]})
+        request = line.hear()
+        line.say(late.pop())
+        line.say({"return": "of the quick one", "id": request["id"]})
+        line.wait_for_hangup()
+
+    with serving(tmp_path / "q", script) as path:
+        monitor = Monitor(path, soon())
+        with pytest.raises(PeerTimeout):
+            monitor.execute("device_del", at_once(), id="nic")
+        assert monitor.human("info pic", soon()) == "of the quick one"
+        monitor.close()
+
+
+def test_a_peer_that_lets_nobody_in_is_a_timeout(tmp_path: Path) -> None:
+    """QEMU hangs and others wait in front of us: connect() itself would block, without end."""
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as others:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen(0)
+        with contextlib.suppress(BlockingIOError):  # as many as it lets wait
+            while True:
+                other = others.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
+                other.connect(str(tmp_path / "s"))
+        with pytest.raises(PeerTimeout):
+            Shell(tmp_path / "s", at_once())
+
+
+def test_a_peer_that_stops_reading_is_a_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vfio_intx.lab.channel._SEND_S", 0.2)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen(1)
+        shell = Shell(tmp_path / "s", soon())
+        with pytest.raises(PeerTimeout, match="sending"):
+            shell.run("x" * (8 << 20), soon())
+        shell.close()
+
+
+@pytest.mark.parametrize("reply", [b'{"error": "no"}\n', b'{"a":' * 50_000 + b"\n"])
+def test_an_answer_of_the_witness_that_is_none_is_garbage(tmp_path: Path, reply: bytes) -> None:
+    with serving(tmp_path / "q", answering(lambda request: reply)) as path:
+        monitor = Monitor(path, soon())
+        with pytest.raises(PeerGarbage):
+            monitor.execute("stop", soon())
+        monitor.close()
+
+
+def test_a_qemu_that_outlives_its_kill_is_a_lost_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vfio_intx.lab.guests.END_S", 0.2)
+    process = subprocess.Popen(["sleep", "1000"])
+    guest = Guest(process, tmp_path, [])
+    with monkeypatch.context() as kernel:
+        kernel.setattr(process, "kill", lambda: None)  # as while it releases a device and hangs in that
+        with pytest.raises(LabLost, match=f"process {process.pid}, outlives its kill"):
+            guest.stop()
+    assert guest.alive()
+    guest.stop()
+    assert not guest.alive()
 
 
 @pytest.mark.parametrize("greeting", [b"not JSON\n", b"[1]\n"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes import qmp_server as fake
 from vfio_intx.deadline import Deadline
 from vfio_intx.errors import LabLost
+from vfio_intx.lab import autopsy
 from vfio_intx.lab.outcome import lost, read_status
 from vfio_intx.lab.supervise import Ended, Follower, Lines, supervise
 
@@ -45,6 +48,20 @@ def test_a_deadline_kills_the_whole_group(tmp_path: Path) -> None:
     assert ended.status is None
     child = int((tmp_path / "child").read_text())
     assert Deadline.after("death", 10).poll(lambda: _gone(child))
+
+
+def test_a_lab_that_somebody_else_kills_has_not_passed_its_deadline(tmp_path: Path) -> None:
+    # 0 is the group, which is the lab's alone.
+    ended = supervise(["sh", "-c", "kill -KILL 0"], tmp_path / "console", Deadline.after("test", 30), _nothing)
+    assert ended.status == 128 + signal.SIGKILL
+
+
+def test_a_look_at_a_lab_never_fails_itself(tmp_path: Path) -> None:
+    assert "could not be looked at" in autopsy.perform(tmp_path / "gone")
+    half = json.dumps({"return": "RIP=0 \ud800"})  # half a pair, which JSON can say and UTF-8 cannot
+    with fake.serving(tmp_path / "l1-monitor.sock", fake.answering(lambda request: half.encode() + b"\n")):
+        assert autopsy.perform(tmp_path) == "L1's vCPU was at RIP=0 and a second later at RIP=0"
+    assert "\\ud800" in (tmp_path / autopsy.REPORT).read_text()
 
 
 def test_an_interrupted_supervisor_leaves_nothing(tmp_path: Path) -> None:

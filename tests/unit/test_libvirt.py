@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
 import sys
 import textwrap
@@ -94,6 +95,21 @@ def test_a_virsh_that_hangs_is_ended_with_its_children(tmp_path: Path, monkeypat
     assert caught.value.deadline == "query-status"
     child = Path("/proc", (tmp_path / "child").read_text(), "stat")
     assert not child.exists() or child.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_a_child_that_outlives_virsh_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The master connection of ssh lives on in a session of its own, and keeps stdout and stderr open."""
+    body = (
+        "import subprocess; child = subprocess.Popen(['sleep', '300'], start_new_session=True); "
+        "(here / 'child').write_text(str(child.pid)); child.wait()"
+    )
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(PeerTimeout):
+        virsh(tmp_path, monkeypatch, body).execute("query-status", budget_s=3)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    child = int((tmp_path / "child").read_text())
+    assert Path(f"/proc/{child}").exists(), "it was not waited for"
+    os.kill(child, signal.SIGKILL)
 
 
 def test_a_machine_without_virsh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,15 +10,20 @@ import pytest
 
 from vfio_intx.errors import MissingError, UsageError
 from vfio_intx.lab import build_qemu
-from vfio_intx.lab.qemu_series import BASES, PATCHES, base, key, patches
+from vfio_intx.lab.qemu_series import BASES, LAB, PATCHES, base, key, patches
 
-_ALL = [patch for one in BASES.values() for patch in patches(one)]
+_ALL = [patch for one in (*BASES.values(), LAB) for patch in patches(one)]
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("name", [*BASES, LAB.name])
 def test_the_series_lists_every_patch(name: str) -> None:
     listed = [patch.name for patch in patches(base(name))]
     assert listed == sorted(path.name for path in (PATCHES / name).glob("*.patch"))
+
+
+def test_the_lab_has_a_series_of_its_own() -> None:
+    assert [patch.parent.name for patch in patches(base(LAB.name))] == ["lab"]
+    assert LAB.name not in BASES
 
 
 def test_every_base_gets_the_same_changes() -> None:

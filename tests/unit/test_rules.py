@@ -19,6 +19,7 @@ from tests.fakes.tree import FakeFunction, FakeTree
 from vfio_intx.chain.finding import Severity
 from vfio_intx.cli import check, explain
 from vfio_intx.cli.main import main
+from vfio_intx.cli.scan import unknown_facts
 from vfio_intx.diagnose.masking import Masking
 from vfio_intx.diagnose.prediction import predict
 from vfio_intx.diagnose.rules import RULES, codes
@@ -76,6 +77,11 @@ def test_a_rule_explains_itself_and_names_its_source(rule: object, capsys: pytes
     assert "\nSource: " in printed
 
 
+def test_a_card_whose_intx_is_hidden_has_no_scheme(tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.number == "26")
+    assert look(case, tmp_path).scheme is None
+
+
 def test_an_unknown_code_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "INTX999"]) == 2
     assert "vfio-intx explain lists them" in capsys.readouterr().err
@@ -91,10 +97,12 @@ def test_the_status_of_check_is_that_of_a_monitoring_plugin(tmp_path: Path, caps
     good = nic_host(tmp_path / "good", net=("eth0",)).tree
     assert checked(good, "00:10.0") == 0
     assert checked(good, "00:10.0", "--irqchip", "split") == 1
+    assert checked(good, "00:10.0", "--machine", "pc-q35-4.0") == 1
+    assert checked(good, "00:10.0", "--machine", "pc-q35-4.0", "--irqchip", "on") == 0
     assert checked(nic_host(tmp_path / "group", group=None).tree, "00:10.0") == 2
     assert checked(nic_host(tmp_path / "asleep", power="D3cold").tree, "00:10.0") == 3
     statuses = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
-    assert statuses == ["OK", "WARNING", "CRITICAL", "UNKNOWN"]
+    assert statuses == ["OK", "WARNING", "WARNING", "OK", "CRITICAL", "UNKNOWN"]
 
 
 @pytest.mark.parametrize("words", [["check"], ["check", "nonsense"], ["check", "00:10.0", "--no-such-option"]])
@@ -133,6 +141,39 @@ def test_a_line_that_msi_hides_is_known_from_a_neighbour_on_the_same_wire(tmp_pa
     assert predict(snapshot.function(NIC), snapshot).subject.irq == 20
     # Slot 4 behind the bridge turns pin A into pin A of the bridge's own slot (4 % 4 == 0).
     assert predict(snapshot.function(Bdf.parse("03:04.0")), snapshot).subject.irq == 23
+
+
+def test_a_function_that_nobody_enabled_has_no_line_yet(tmp_path: Path) -> None:
+    """Its irq is what the firmware wrote for another interrupt controller; IRQ 11 belongs to somebody else."""
+    tree = nic_host(tmp_path, vendor=0x1B7C, device=0x0004, irq=11, enable=0, driver="").tree
+    tree.interrupts({11: (7, "IO-APIC  11-fasteoi", "acpi")})
+    tree.write("dev/kmsg", "")
+    snapshot = take_snapshot(tree.root)
+    prediction = predict(snapshot.function(NIC), snapshot)
+    assert (prediction.subject.irq, prediction.subject.handlers) == (None, ())
+    assert (prediction.severity, codes(prediction.findings)) == (Severity.UNKNOWN, ("INTX023",))
+    enable = f"/sys/bus/pci/devices/{NIC}/enable"
+    assert prediction.findings[0].remedy == f"echo 1 > {enable} && echo 0 > {enable} && vfio-intx check {NIC}"
+    assert "firmware" in unknown_facts(prediction)["irq"]
+
+
+def test_a_function_that_was_enabled_once_keeps_its_line(tmp_path: Path) -> None:
+    tree = nic_host(tmp_path, vendor=0x1B7C, device=0x0004, irq=11, enable=0, driver="vfio-pci").tree
+    tree.write(f"sys/bus/pci/devices/{NIC}/irq", "17\n")
+    tree.interrupts({17: (7, "IO-APIC  17-fasteoi", "ehci_hcd:usb1")})
+    tree.write("dev/kmsg", "")
+    snapshot = take_snapshot(tree.root)
+    prediction = predict(snapshot.function(NIC), snapshot)
+    assert (prediction.subject.irq, "INTX001" in codes(prediction.findings)) == (17, True)
+
+
+def test_a_disguised_msi_vector_255_is_no_line(tmp_path: Path) -> None:
+    tree = nic_host(tmp_path, irq=255).tree
+    tree.interrupts({255: (7, "PCI-MSI 1-edge", "nvme0q3")})
+    snapshot = take_snapshot(tree.root)
+    prediction = predict(snapshot.function(NIC), snapshot)
+    assert prediction.subject.handlers == ()
+    assert "INTX014" in codes(prediction.findings)
 
 
 def test_an_unprivileged_reader_is_told_what_is_unknown_and_not_no(tmp_path: Path) -> None:

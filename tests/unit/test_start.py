@@ -11,11 +11,14 @@ import pytest
 from tests.fakes.kernel import nic_host
 from vfio_intx.cli import main as program
 
-#: Each costs a good part of what all of ``scan`` takes; shutil brings four compressors.
-HEAVY = ("msgspec", "rich", "asyncio", "pyudev", "qemu", "ctypes", "shutil", "subprocess", "json")
+#: Each costs a good part of what all of ``scan`` takes; dataclasses brings inspect, shutil four compressors.
+HEAVY = (
+    *("msgspec", "rich", "asyncio", "pyudev", "qemu", "ctypes", "shutil", "subprocess", "json"),
+    *("dataclasses", "inspect", "pathlib", "logging"),
+)
 SCAN = (
-    "import functools, pathlib, sys; from vfio_intx.cli import main, scan; from vfio_intx.host.root import HostRoot; "
-    "scan.run = functools.partial(scan.run, root=HostRoot(pathlib.Path(sys.argv[1]))); status = main.main(['scan']); "
+    "import functools, sys; from vfio_intx.cli import main, scan; from vfio_intx.host.root import HostRoot; "
+    "scan.run = functools.partial(scan.run, root=HostRoot(sys.argv[1])); status = main.main(['scan']); "
     "print(*sys.modules); sys.exit(status)"
 )
 
@@ -37,7 +40,7 @@ def test_help_is_as_wide_as_the_terminal(
     columns: str, most: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
-    parser = program._Parser("vfio-intx", " ".join(["word"] * 100), 2)
+    parser = program._Parser("vfio-intx", " ".join(["word"] * 100))
     parser.print_help()
     widest = max(map(len, capsys.readouterr().out.splitlines()))
     assert most - len("word ") <= widest <= most

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,6 +106,43 @@ def test_a_monitor_is_left_between_the_samples(host: Host, tmp_path: Path, capsy
         host.qemu(10, path, name="web", files=HOLDING)
         assert status(capsys)["web"]["trouble"] == []
     assert len(connections) == 2
+
+
+def test_all_vms_are_asked_at_once_so_that_none_delays_another(
+    host: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = threading.Barrier(2)
+    vm = attached()
+
+    def script(line: fake.Line) -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(3.0)
+        vm.script(line)
+
+    with fake.serving(tmp_path / "a", script) as first, fake.serving(tmp_path / "b", script) as second:
+        host.qemu(10, first, name="web", files=HOLDING)
+        host.qemu(11, second, name="mail", files=HOLDING)
+        found = status(capsys, timeout="10")
+    assert not both.broken
+    assert [len(found[name]["lines"]) for name in ("web", "mail")] == [1, 1]
+
+
+def test_what_several_lines_of_a_vm_share_is_asked_once(host: Host, tmp_path: Path) -> None:
+    vm = attached()
+    second = "0000:00:11.0"
+    host.add(FakeFunction(second, irq=22, driver="vfio-pci", group=5))
+    vm.devices["second"] = {"driver": "vfio-pci", "host": second, "x-no-kvm-intx": True, "guest": "listens"}
+    with fake.serving(tmp_path / "a", vm.script) as path:
+        host.qemu(10, path, name="web", files=HOLDING)
+        (found,) = gather(host.root, interval_s=0.01, budget_s=5.0)
+    assert {line.bdf: line.configured for line in found.lines} == {
+        Bdf.parse(BDF): Scheme.IRQFD,
+        Bdf.parse(second): Scheme.TRAP,
+    }
+    asked = [request.get("arguments", {}).get("command-line", request["execute"]) for request in vm.heard]
+    for question in ("query-pci", "info pic"):
+        assert asked.count(question) == 1
+    assert asked.count("info irq") == 2  # one for each of the two moments
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -53,10 +54,11 @@ def test_a_line_that_is_not_there_is_one_message(
     assert "Traceback" not in captured.err
 
 
+@pytest.mark.parametrize("option", ["--spans", "--perfetto", "--html", "--json-to"])
 def test_an_export_into_a_folder_that_is_not_there_fails_before_the_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["trace", "--pid", "1", "--gsi", "20", "--seconds", "600", "--spans", str(tmp_path / "no/spans")]) == 1
+    assert main(["trace", "--pid", "1", "--gsi", "20", "--seconds", "600", option, str(tmp_path / "no/file")]) == 1
     assert "ENOENT" in capsys.readouterr().err
 
 
@@ -76,3 +78,20 @@ def test_the_words_below_it_tell_of_all_that_was_odd() -> None:
     assert "more of them" in words
     nothing = "\n".join(_words(report_of(join(Script()))))
     assert "No interrupt of this line was seen" in nothing
+    assert "try: vfio-intx status" in nothing
+
+
+def test_of_no_interrupt_there_is_no_table(capsys: pytest.CaptureFixture[str]) -> None:
+    _print_table(report_of(join(Script())), "GSI 20 of process 7")
+    out = capsys.readouterr().out
+    assert out.startswith("GSI 20 of process 7, 0 interrupts in ")
+    assert "stage" not in out
+
+
+def test_a_process_without_a_vm_is_not_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trace", "--pid", str(os.getpid()), "--gsi", "20", "--seconds", "600"]) == 1
+    assert f"process {os.getpid()} has no VM of KVM" in capsys.readouterr().err
+
+
+def test_a_number_that_cannot_be_meant_is_said_before_the_machine_is_looked_at() -> None:
+    assert main(["trace", "0000:ff:1f.7", "--seconds", "0"]) == 2

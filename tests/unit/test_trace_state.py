@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from vfio_intx.chain.stage import Stage
-from vfio_intx.cli.watch import View, _screen
+from vfio_intx.cli.watch import Roster, View, _one_key, _screen
+from vfio_intx.deadline import Deadline
 from vfio_intx.host.root import HostRoot
 from vfio_intx.names import Bdf, HostIrq
 from vfio_intx.observe.state import Guest, Look, State, Word, judge
+from vfio_intx.observe.status import VmStatus, _unasked
 from vfio_intx.observe.watch import Row, Watcher
+from vfio_intx.wiring.verify import HostLine
 
 ASKS = {"asserted": True, "masked": True}
 QUIET = {"asserted": False, "masked": False}
@@ -169,8 +173,51 @@ def test_keys_sort_move_open_and_quit() -> None:
     view.press("\n", 3)
     view.press("x", 3)
     assert (view.at, view.open, view.quit) == (1, True, False)
+    view.press("\x1b[A", 3)
+    view.press("\x1bOA", 3)
+    view.press("\x1b[B", 3)
+    assert view.at == 1
+    view.press("\x1b", 3)
+    assert not view.quit
     view.press("q", 3)
     assert view.quit
+
+
+def test_an_arrow_key_is_one_key_and_escape_alone_does_not_wait() -> None:
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, b"\x1b[Bj\x1b")
+        assert [_one_key(reading) for _ in range(3)] == ["\x1b[B", "j", "\x1b"]
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def test_a_line_that_nobody_told_of_is_asked_for_and_one_that_went_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vfio_intx.cli.watch._ROSTER_S", 0.001)
+    old, new = rows_of(Word.IDLE, Word.IDLE)
+    lines = {row.bdf: _unasked(row.bdf, HostLine(row.irq, 0, ())) for row in (old, new)}
+    vms = {bdf: VmStatus(7, f"vm{bdf.slot}", None, (line,)) for bdf, line in lines.items()}
+    asked: list[int] = []
+
+    def again() -> tuple[VmStatus, ...]:
+        asked.append(1)
+        return (vms[old.bdf], vms[new.bdf])
+
+    roster = Roster((vms[old.bdf],), again)
+    roster.see([old])
+    assert (set(roster.known), asked) == ({old.bdf}, [])
+
+    def knows() -> bool:
+        roster.see([old, new])
+        return new.bdf in roster.known
+
+    assert Deadline.after("the roster", 10.0).poll(knows)
+    assert roster.known[new.bdf][0].name == "vm1"
+    roster.see([old])
+    assert set(roster.known) == {old.bdf}
 
 
 def test_every_word_has_its_place_when_sorted_by_state() -> None:

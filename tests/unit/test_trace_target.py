@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.tree import FakeTree
 from tests.unit.test_spans import BARE, DEVICE, LEVEL, MAIN, VCPU, WORKER, Script
+from vfio_intx.deadline import Deadline
 from vfio_intx.errors import MissingError
 from vfio_intx.host.root import HostRoot
 from vfio_intx.names import Bdf, Gsi, HostIrq
+from vfio_intx.observe.collect import Tracer
 from vfio_intx.observe.events import TRACEPOINTS, Kind, Target, plan
 from vfio_intx.observe.target import LEARN_FROM, irq_of, learn, only_of, threads_of
 
@@ -155,3 +158,18 @@ def test_spans_do_not_depend_on_how_the_events_were_cut_into_rounds() -> None:
                 break
             parts.feed(script.events[start : start + size])
         assert [span.milestones() for span in parts.done] == [span.milestones() for span in whole.done]
+
+
+def test_a_device_that_is_unplugged_and_a_vm_that_dies_end_the_run(tmp_path: Path) -> None:
+    tree = FakeTree(tmp_path)
+    action = "vfio-intx(0000:05:00.0)"
+    tree.interrupts({21: (5, "IR-IO-APIC 21-fasteoi", action)})
+    tree.write("proc/7/stat", "7 (q) S " + " ".join(["1"] * 18) + " 500 0 0\n")
+    target = Target(Gsi(20), (7,), HostIrq(21), action)
+    tracer = Tracer(target, root=tree.root, pid=7)
+    assert tracer.gone() is None
+    tree.interrupts({21: (5, "IR-IO-APIC 21-fasteoi", "eth0")})
+    assert Deadline.after("it notices", 10.0).poll(lambda: tracer.gone() == "line-gone")
+    # The pid is taken by another process: not the VM any more.
+    tree.write("proc/7/stat", "7 (q) S " + " ".join(["1"] * 18) + " 600 0 0\n")
+    assert Deadline.after("it notices", 10.0).poll(lambda: tracer.gone() == "vm-gone")

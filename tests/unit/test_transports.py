@@ -17,7 +17,7 @@ from tests.fakes import qmp_server as fake
 from tests.fakes.qemu_vm import FakeVm
 from tests.fakes.tree import FakeTree
 from vfio_intx.cli.vm import add_timeout_argument, add_vm_arguments, open_monitor
-from vfio_intx.errors import BusyError, MissingError, PeerGarbage, RefusedError, UsageError
+from vfio_intx.errors import BusyError, MissingError, PeerGarbage, PeerGone, RefusedError, UsageError
 from vfio_intx.host.root import HostRoot
 from vfio_intx.qemu import replies
 from vfio_intx.qemu.monitor import ask
@@ -102,6 +102,21 @@ def test_libvirt_is_asked_by_name_and_its_qemu_is_found(tmp_path: Path) -> None:
     monitor = open_monitor(arguments("--libvirt", "web"), tree.root)
     assert monitor.peer_pid == 10
     assert open_monitor(arguments("--libvirt", "other"), tree.root).peer_pid is None
+
+
+def test_a_path_that_another_vm_has_taken_over_is_not_the_first_ones(tmp_path: Path) -> None:
+    """Two QEMUs that were given one path: the later one answers, which is this process here."""
+    tree = FakeTree(tmp_path / "host")
+    with fake.serving(tmp_path / "vm.sock", FakeVm().script) as path:
+        for pid, name in ((10, "first"), (os.getpid(), "second")):
+            tree.write(f"proc/{pid}/cmdline", f"qemu-system-x86_64\0-name\0{name}\0-qmp\0unix:{path},server=on\0")
+            tree.write(f"proc/{pid}/stat", f"{pid} (q) S " + " ".join(["1"] * 18) + " 500 0 0\n")
+            tree.link(f"proc/{pid}/exe", "usr/bin/qemu-system-x86_64")
+            tree.link(f"proc/{pid}/root", ".")
+        with pytest.raises(PeerGone, match=f"another VM, process {os.getpid()}, answers at .*, not VM first"):
+            open_monitor(arguments("--pid", "10"), tree.root)
+        with closing(open_monitor(arguments("--pid", str(os.getpid())), tree.root)) as monitor:
+            assert monitor.peer_pid == os.getpid()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="another user's socket needs root: run the tests as root")

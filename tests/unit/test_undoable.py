@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -58,6 +59,26 @@ def test_a_step_that_may_have_happened_is_undone_as_well(failure: BaseException)
     with pytest.raises(type(failure)):
         perform(recorder.steps())
     assert recorder.log == ["a", "b", "-c", "-b", "-a"]
+
+
+class InterruptedBetween(tuple[Step, ...]):
+    """Steps whose user presses Ctrl-C, once, when two are done and the third has not begun."""
+
+    pressed = False
+
+    def __iter__(self) -> Iterator[Step]:
+        for number, step in enumerate(super().__iter__()):
+            if number == 2 and not self.pressed:
+                self.pressed = True
+                raise KeyboardInterrupt
+            yield step
+
+
+def test_ctrl_c_between_two_steps_takes_back_those_before() -> None:
+    recorder = Recorder()
+    with pytest.raises(KeyboardInterrupt):
+        perform(InterruptedBetween(recorder.steps()))
+    assert recorder.log == ["a", "b", "-b", "-a"]
 
 
 def test_unwiring_is_the_exact_reverse_and_happens_once() -> None:

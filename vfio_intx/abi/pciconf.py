@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vfio_intx.names import Pin
 
@@ -41,8 +41,11 @@ _PINS = {int(pin): pin for pin in Pin}
 _MOST_CAPABILITIES = (256 - PCI_STD_HEADER_SIZEOF) // 4
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigSpace:
+class _Bytes(NamedTuple):
+    raw: bytes
+
+
+class ConfigSpace(_Bytes):
     """The first 64 or 256 bytes of a function's configuration space, as read at one moment.
 
     The kernel gives a process without CAP_SYS_ADMIN the first 64 bytes only (``pci_read_config`` in
@@ -51,11 +54,13 @@ class ConfigSpace:
     :ivar raw: at least 64 bytes.
     """
 
-    raw: bytes
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
-        if len(self.raw) < PCI_STD_HEADER_SIZEOF:
+    def __new__(cls, raw: bytes) -> ConfigSpace:
+        """A configuration space of these bytes. :raise ValueError: if they are fewer than 64."""
+        if len(raw) < PCI_STD_HEADER_SIZEOF:
             raise ValueError("a configuration space has at least 64 bytes")
+        return super().__new__(cls, raw)
 
     def _u16(self, offset: int) -> int:
         return int(struct.unpack_from("<H", self.raw, offset)[0])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from vfio_intx.chain.stage import Stage
 
@@ -17,8 +17,7 @@ class Severity(IntEnum):
     UNKNOWN = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """One conclusion.
 
     :ivar code: ``INTX001`` and so on; the long text is ``vfio-intx explain CODE``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum
 
 from vfio_intx.errors import UsageError
@@ -22,9 +23,14 @@ class Scheme(Enum):
     """A plain irqfd on a level line: the negative control, which never acknowledges."""
 
     @classmethod
-    def parse(cls, text: str) -> Scheme:
-        """The scheme of that name. :raise UsageError: listing the names there are."""
+    def parse(cls, text: str, *, offered: Iterable[Scheme] | None = None) -> Scheme:
+        """The scheme of that name, be it among those *offered* or not.
+
+        :param offered: the schemes that the asking verb can use; all of them if none are given.
+        :raise UsageError: there is none of that name; the hint lists those offered.
+        """
         for scheme in cls:
             if text == scheme.value:
                 return scheme
-        raise UsageError(f"{text[:32]!r} is not a scheme", hint="one of " + ", ".join(scheme.value for scheme in cls))
+        names = ", ".join(scheme.value for scheme in (cls if offered is None else offered))
+        raise UsageError(f"{text[:32]!r} is not a scheme", hint=f"one of {names}")

@@ -15,6 +15,16 @@ from vfio_intx.cli.vm import (
 )
 from vfio_intx.host.root import HostRoot
 
+EPILOG = """\
+needs root; the function must be on vfio-pci (vfio-intx bind)
+exit status 0 also where no interrupt has come yet to prove the scheme, which the output says
+
+examples:
+  vfio-intx attach 05:00.0 --qmp /run/vm.qmp --dry-run
+  vfio-intx attach 05:00.0 --libvirt web1
+  vfio-intx attach 05:00.0 --proxmox 101 --scheme trap --prove 10
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
@@ -43,12 +53,12 @@ def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
     from vfio_intx.cli.output import print_json
     from vfio_intx.names import Bdf
     from vfio_intx.qemu.guestpci import parse_device_id
-    from vfio_intx.wiring.attach import Request, attach, plan
+    from vfio_intx.wiring.attach import CHOICES, Request, attach, plan
     from vfio_intx.wiring.ready import require_root
 
     request = Request(
         bdf=Bdf.parse(arguments.bdf),
-        scheme=Scheme.parse(arguments.scheme),
+        scheme=Scheme.parse(arguments.scheme, offered=CHOICES),
         device_id=None if arguments.id is None else parse_device_id(arguments.id),
         bus=None if arguments.bus is None else parse_device_id(arguments.bus),
         timeout_s=arguments.timeout,

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from vfio_intx.abi import kvm
 from vfio_intx.abi.call import close_all
 from vfio_intx.chain.scheme import Scheme
-from vfio_intx.errors import UsageError, WorldError
+from vfio_intx.cli.text import screen_columns, wrapped
+from vfio_intx.errors import KernelError, UsageError
 from vfio_intx.host.kernel import read_kernel
 from vfio_intx.host.root import HostRoot
 from vfio_intx.names import Bdf, parse_natural
@@ -24,6 +25,16 @@ _DEFAULT_COUNT, _MOST_COUNT = 10_000, 10_000_000
 _MOST_SECONDS = 86_400
 _BAR_CELLS = 40
 _STATUS_INTERRUPTED = 130
+
+EPILOG = """\
+needs /dev/kvm (root, or its group); --device needs root and a function on vfio-pci that no VM uses
+SCHEME is one of irqfd, ack-eventfd, split, trap, edge; times are in microseconds
+
+examples:
+  vfio-intx bench
+  vfio-intx bench --scheme irqfd --scheme trap --count 100000 --plot race.svg
+  vfio-intx bench --device 05:00.0 --count 1000 --json
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -158,10 +169,14 @@ def _ceiling(arguments: argparse.Namespace, kvm_fd: int, root: HostRoot) -> int:
 
 
 def _host(root: HostRoot) -> dict[str, object]:
-    kernel = read_kernel(root)
+    from vfio_intx.host.cpu import read_cpu
+
+    kernel, cpu = read_kernel(root), read_cpu(root)
     return {
         "kernel": kernel.release.value,
         "kvm": list(kernel.kvm),
+        "cpu": cpu.model.value,
+        "virtual": cpu.virtual.value,
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
     }
@@ -210,7 +225,7 @@ def _print_table(figures: BenchFigures) -> None:
     _print_bars(figures)
     for figure in figures.schemes:
         for note in figure.notes:
-            print(f"{figure.scheme.value} ({figure.pin.label}): {note}")
+            print(wrapped(f"{figure.scheme.value} ({figure.pin.label}): {note}", screen_columns(), hang=4))
 
 
 def _cells(figures: BenchFigures, row: SchemeFigures) -> list[str]:
@@ -247,4 +262,4 @@ def _draw(figures: BenchFigures, path: Path) -> None:
     try:
         path.write_text(svg(figures, f"INTx schemes on this host's KVM, {triggers} interrupts each"), "utf-8")
     except OSError as error:
-        raise WorldError(f"cannot write {path}: {error.strerror}") from error
+        raise KernelError("write", str(path), error.errno or 0) from error

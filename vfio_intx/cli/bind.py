@@ -5,10 +5,19 @@ from __future__ import annotations
 import argparse
 
 from vfio_intx.cli.changes import add_common, print_outcomes, print_script, records_of, state_directory
+from vfio_intx.cli.vm import treat_termination_as_interrupt
 from vfio_intx.host.snapshot import take_snapshot
 from vfio_intx.names import Bdf
 from vfio_intx.wiring.apply import LocalMachine, Machine
 from vfio_intx.wiring.drivers import bind, plan_bind, with_group
+
+EPILOG = """\
+needs root, but for --dry-run
+
+examples:
+  vfio-intx bind 05:00.0 --dry-run
+  vfio-intx bind 05:00.0 --group
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,4 +35,5 @@ def run(arguments: argparse.Namespace, machine: Machine | None = None) -> int:
     if arguments.dry_run:
         plan = plan_bind(take_snapshot(machine.root), bdfs, records_of(directory, bdfs), force=arguments.force)
         return print_script(plan.script())
+    treat_termination_as_interrupt()
     return print_outcomes(bind(machine, directory, bdfs, force=arguments.force), directory)

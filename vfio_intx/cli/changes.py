@@ -13,17 +13,21 @@ from vfio_intx.wiring.drivers import Outcome
 from vfio_intx.wiring.journal import Record, open_state, read_all, state_path
 
 
-def add_common(parser: argparse.ArgumentParser) -> None:
-    """The function, ``--dry-run`` and ``--state-dir``."""
-    parser.add_argument("bdf", help="the PCI function, such as 0000:05:00.0")
+def add_common(parser: argparse.ArgumentParser, *, every: str = "") -> None:
+    """The function, ``--dry-run`` and ``--state-dir``; *every* says which functions are meant where none is named."""
+    words = "the PCI function, such as 0000:05:00.0"
+    words += f" (default: {every})" if every else ""
+    parser.add_argument("bdf", metavar="BDF", nargs="?" if every else None, help=words)
     parser.add_argument("--dry-run", action="store_true", help="print the exact writes and change nothing")
     parser.add_argument(
-        "--state-dir", help="where first drivers are recorded (else VFIO_INTX_STATE, else /var/lib/vfio-intx)"
+        "--state-dir",
+        metavar="DIR",
+        help="where first drivers are recorded (else VFIO_INTX_STATE, else /var/lib/vfio-intx)",
     )
 
 
 def records_of(directory: Path, bdfs: Sequence[Bdf]) -> Mapping[Bdf, Record]:
-    """Our records of these functions, for a dry run: where there is no directory of ours, there are none.
+    """Our records of these functions, for the dry run of ``bind``: where there is no directory of ours, there are none.
 
     :raise BadRecord: for one that cannot be trusted.
     """
@@ -51,12 +55,17 @@ def print_script(script: Iterable[str]) -> int:
 def print_outcomes(outcomes: Iterable[Outcome], directory: Path) -> int:
     """Print one line a function, and a note on every other that an earlier run left in the middle; exit status 0."""
     for outcome in outcomes:
-        if outcome.writes:
-            print(f"{outcome.bdf}: {outcome.was} -> {outcome.now}")
-        else:
-            print(f"{outcome.bdf}: already so: {outcome.now}")
+        print_outcome(outcome)
     _tell_of_interrupted(directory)
     return 0
+
+
+def print_outcome(outcome: Outcome) -> None:
+    """Print what became of one function, on one line."""
+    if outcome.writes:
+        print(f"{outcome.bdf}: {outcome.was} -> {outcome.now}")
+    else:
+        print(f"{outcome.bdf}: already so: {outcome.now}")
 
 
 def _tell_of_interrupted(directory: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from vfio_intx.chain.finding import Severity
 from vfio_intx.cli.scan import finding_payload, host_snapshot, unknown_facts
 from vfio_intx.diagnose.prediction import Prediction, predict
+from vfio_intx.diagnose.rules.machine import irqchip_of
 from vfio_intx.diagnose.subject import VmFacts
 from vfio_intx.errors import MissingError, UsageError, VfioIntxError
 from vfio_intx.host.hwdb import hardware_name
@@ -19,13 +20,29 @@ _MOST_MESSAGES = 2000
 #: A plugin's usage error is UNKNOWN, and so is everything else that keeps it from an answer.
 USAGE_STATUS = int(Severity.UNKNOWN)
 
+EPILOG = """\
+exit status: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN (also where the command line is wrong)
+needs no root, but as a mere user it knows less and says what; --write-test needs root
+
+examples:
+  vfio-intx check 05:00.0
+  vfio-intx check 05:00.0 --irqchip split --guest-uses intx
+  vfio-intx check 05:00.0 --qemu-log /var/log/libvirt/qemu/vm.log
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    parser.add_argument("bdf", help="the PCI function, such as 0000:05:00.0")
+    parser.add_argument("bdf", metavar="BDF", help="the PCI function, such as 0000:05:00.0")
     parser.add_argument("--json", action="store_true", help="print vfio-intx/check/1 instead of text")
-    parser.add_argument("--from", dest="snapshot", metavar="FILE", type=Path, help="a snapshot that report took")
+    parser.add_argument(
+        "--from",
+        dest="snapshot",
+        metavar="FILE",
+        help="the archive of report, or its snapshot.json, in place of this host",
+    )
     parser.add_argument("--irqchip", choices=("on", "split", "off"), default="", help="the VM's kernel-irqchip")
+    parser.add_argument("--machine", default="", metavar="TYPE", help="the VM's machine type, for its default irqchip")
     parser.add_argument("--no-kvm-intx", action="store_true", help="the VM's vfio-pci has x-no-kvm-intx=on")
     parser.add_argument(
         "--guest-uses", choices=("intx", "msi", "msix"), default="", help="what the guest's driver chose"
@@ -76,7 +93,7 @@ def _vm(arguments: argparse.Namespace, changes: bool | None) -> VmFacts:
             raise MissingError(f"{arguments.qemu_log} cannot be read: {error.strerror}") from error
         messages = tuple(escape(line[:500]) for line in lines[-_MOST_MESSAGES:])
     return VmFacts(
-        arguments.irqchip,
+        arguments.irqchip or irqchip_of(arguments.machine),
         arguments.no_kvm_intx or None,
         messages,
         arguments.guest_trigger,

@@ -7,6 +7,14 @@ import argparse
 from vfio_intx.cli.vm import add_timeout_argument, add_vm_arguments, open_vm, treat_termination_as_interrupt
 from vfio_intx.host.root import HostRoot
 
+EPILOG = """\
+needs root; the function stays on vfio-pci (vfio-intx restore BDF gives it back to the host)
+
+examples:
+  vfio-intx detach 05:00.0 --qmp /run/vm.qmp
+  vfio-intx detach 05:00.0 --pid 4711 --timeout 60
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""

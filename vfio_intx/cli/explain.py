@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import argparse
 
+from vfio_intx.cli.text import screen_columns, wrapped
 from vfio_intx.diagnose.rules import RULES
 from vfio_intx.diagnose.rules.rule import Rule
 from vfio_intx.errors import UsageError
 
+EPILOG = """\
+examples:
+  vfio-intx explain
+  vfio-intx explain INTX001
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    parser.add_argument("code", nargs="?", help="a code such as INTX001; without one, all codes with their titles")
+    parser.add_argument(
+        "code", metavar="CODE", nargs="?", help="a code such as INTX001; without one, all codes with their titles"
+    )
     parser.add_argument("--json", action="store_true", help="print vfio-intx/explain/1 instead of text")
 
 
@@ -49,4 +58,6 @@ def _payload(rule: Rule) -> dict[str, str]:
 def _text(rule: Rule) -> str:
     head = f"{rule.code}: {rule.title}"
     stage = f"Stage {rule.stage.number}, {rule.stage.value}: {rule.stage.demand}."
-    return f"{head}\n{'=' * len(head)}\n\n{stage}\n\n{rule.text}\n\nSource: {rule.source}"
+    columns = screen_columns()
+    body = wrapped(f"{stage}\n\n{rule.text}\n\nSource: {rule.source}", columns)
+    return f"{wrapped(head, columns)}\n{'=' * min(len(head), columns or len(head))}\n\n{body}"

@@ -6,6 +6,14 @@ import argparse
 
 from vfio_intx.host.root import HostRoot
 
+EPILOG = """\
+needs root; harmless where the line is open already
+
+examples:
+  vfio-intx kick 05:00.0 --dry-run
+  vfio-intx kick 05:00.0
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""

@@ -4,26 +4,57 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
+EPILOG = """\
+needs no card and no IOMMU, but QEMU and what tools/setup of the source tree installs
+exit status 3: the lab was lost, which says nothing about what was tried in it
+
+examples:
+  vfio-intx lab list
+  vfio-intx lab run smoke
+  vfio-intx lab run demo --json demo.json --keep demo-logs
+  vfio-intx lab run qemu/defects --json defects.json -- 7.2
+  vfio-intx lab shell
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """``run NAME``, ``list`` and ``shell``."""
-    actions = parser.add_subparsers(
-        dest="action", required=True, metavar="run|list|shell", parser_class=argparse.ArgumentParser
-    )
-    run = actions.add_parser("run", help="boot the lab, run a scenario in it, show its result", allow_abbrev=False)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="run|list|shell")
+    run = actions.add_parser("run", help="boot the lab, run a scenario in it, show its result")
     run.add_argument("name", metavar="NAME", help="as lab list shows it")
-    run.add_argument("--kernel", help="L1's kernel instead of the scenario's")
+    run.add_argument("--kernel", metavar="NAME", help="L1's kernel instead of the scenario's")
     run.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     run.add_argument("--keep", type=Path, metavar="DIR", help="keep everything the lab wrote, also when all is well")
-    run.add_argument("words", nargs="*", metavar="WORD", help="for the scenario, after --")
-    shell = actions.add_parser("shell", help="an interactive shell in L1", allow_abbrev=False)
-    shell.add_argument("--kernel", help="L1's kernel")
+    run.add_argument("words", nargs="*", default=[], metavar="WORD", help="for the scenario, after --")
+    _take_words_behind_dashes(run)
+    shell = actions.add_parser("shell", help="an interactive shell in L1")
+    shell.add_argument("--kernel", metavar="NAME", help="L1's kernel")
     shell.add_argument("--scenario", default="smoke", metavar="NAME", help="whose cards L1 shall have")
-    actions.add_parser("list", help="the scenarios there are", allow_abbrev=False)
+    actions.add_parser("list", help="the scenarios there are")
+
+
+def _take_words_behind_dashes(parser: argparse.ArgumentParser) -> None:
+    """Have ``--`` and what follows it work behind options, too.
+
+    argparse gives all positional arguments their values at the first of them, so that in ``NAME --json FILE -- WORD``
+    it has no place left for WORD.
+    """
+    parse = parser.parse_known_args
+
+    def parse_with_words(
+        words: Sequence[str], namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        end = words.index("--") if "--" in words else len(words)
+        found, rest = parse(words[:end], namespace)
+        found.words = [*found.words, *words[end + 1 :]]
+        return found, rest
+
+    parser.parse_known_args = parse_with_words  # type: ignore[method-assign, assignment]
 
 
 def run(arguments: argparse.Namespace) -> int:

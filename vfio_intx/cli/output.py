@@ -6,7 +6,6 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,17 +17,19 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def print_json(schema: str, payload: Mapping[str, object], *, to: Path | None = None) -> None:
-    """Write ``{"schema": "vfio-intx/<schema>", …payload}`` to stdout or the file *to*, for programs.
+def print_json(schema: str, payload: Mapping[str, object]) -> None:
+    """Write ``{"schema": "vfio-intx/<schema>", …payload}`` to stdout, for programs.
 
     :param schema: name and number, such as ``scan/1``; within a number keys are only added.
+    :raise KernelError: it cannot be written there.
     """
-    encoded = msgspec.json.format(msgspec.json.encode({"schema": f"vfio-intx/{schema}", **payload}), indent=2)
-    if to is None:
-        sys.stdout.write(encoded.decode() + "\n")
-        sys.stdout.flush()
-    else:
-        to.write_bytes(encoded + b"\n")
+    sys.stdout.write(as_json(schema, payload).decode())
+    sys.stdout.flush()
+
+
+def as_json(schema: str, payload: Mapping[str, object]) -> bytes:
+    """What :func:`print_json` writes."""
+    return msgspec.json.format(msgspec.json.encode({"schema": f"vfio-intx/{schema}", **payload}), indent=2) + b"\n"
 
 
 def console(*, stderr: bool = False) -> Console:

@@ -13,10 +13,19 @@ from vfio_intx.names import Bdf
 from vfio_intx.wiring.drivers import refuse_to_take
 from vfio_intx.wiring.persist import install, installed, remove, rule_for
 
+EPILOG = """\
+needs root, but for --dry-run; writes /etc/udev/rules.d/70-vfio-intx-BDF.rules and changes no binding now
+
+examples:
+  vfio-intx persist 05:00.0 --dry-run
+  vfio-intx persist 05:00.0
+  vfio-intx persist 05:00.0 --remove
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    parser.add_argument("bdf", help="the PCI function, such as 0000:05:00.0")
+    parser.add_argument("bdf", metavar="BDF", help="the PCI function, such as 0000:05:00.0")
     parser.add_argument("--remove", action="store_true", help="take the rule away again")
     parser.add_argument("--force", action="store_true", help="also where the host uses the function, as bind has it")
     parser.add_argument("--dry-run", action="store_true", help="show the file and write nothing")

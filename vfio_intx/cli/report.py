@@ -11,10 +11,25 @@ from vfio_intx.host.redact import Redactor
 from vfio_intx.host.root import HostRoot
 from vfio_intx.host.snapshot import take_snapshot
 
+EPILOG = """\
+as root it has the kernel log too; an archive that is there already is not written over
+scan --from FILE and check --from FILE look at the host that made it
+
+examples:
+  vfio-intx report --dry-run
+  vfio-intx report --output host7.tar.gz
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    parser.add_argument("--output", type=Path, default=Path("vfio-intx-report.tar.gz"), metavar="FILE")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("vfio-intx-report.tar.gz"),
+        metavar="FILE",
+        help="the archive (default: vfio-intx-report.tar.gz)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="list what would be in it and write nothing")
 
 

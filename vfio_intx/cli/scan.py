@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from vfio_intx.chain.fact import Fact
@@ -17,17 +17,50 @@ from vfio_intx.host.root import HostRoot
 from vfio_intx.host.snapshot import Snapshot, take_snapshot
 from vfio_intx.names import Bdf
 
+EPILOG = """\
+needs no root; what only root may read is shown as "?"
+
+examples:
+  vfio-intx scan
+  vfio-intx scan 05:00.0 --json
+  vfio-intx scan --from vfio-intx-report.tar.gz
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    parser.add_argument("bdf", nargs="*", help="only these functions, with or without a pin")
+    parser.add_argument("bdf", metavar="BDF", nargs="*", help="only these functions, with or without a pin")
     parser.add_argument("--json", action="store_true", help="print vfio-intx/scan/1 instead of a table")
-    parser.add_argument("--from", dest="snapshot", metavar="FILE", type=Path, help="a snapshot that report took")
+    parser.add_argument(
+        "--from",
+        dest="snapshot",
+        metavar="FILE",
+        help="the archive of report, or its snapshot.json, in place of this host",
+    )
 
 
 def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
     """Scan and print; 0 also where no function has a pin."""
     wanted = [Bdf.parse(text) for text in arguments.bdf]
+    with _without_collector():
+        return _scan(arguments, wanted, root)
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Keep Python from looking for cycles: there are none, and it would walk a big host's facts again and again."""
+    import gc
+
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _scan(arguments: argparse.Namespace, wanted: Sequence[Bdf], root: HostRoot | None) -> int:
     snapshot = host_snapshot(arguments.snapshot, root)
     chosen = [snapshot.function(bdf) for bdf in wanted] or [
         function for function in snapshot.functions.values() if function.pin is not None and not function.is_bridge
@@ -42,7 +75,7 @@ def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
     return 0
 
 
-def host_snapshot(file: Path | None, root: HostRoot | None) -> Snapshot:
+def host_snapshot(file: str | None, root: HostRoot | None) -> Snapshot:
     """The snapshot in *file*, or else of the host at *root* (this one by default)."""
     if file is None:
         return take_snapshot(root or HostRoot())
@@ -124,7 +157,8 @@ def unknown_facts(prediction: Prediction) -> Mapping[str, str]:
     unknown = {name: f"{fact.source}: {fact.error}" for name, fact in facts.items() if not fact.is_known}
     config = function.config.value
     if config is not None and not config.has_capabilities:
-        unknown["msi"] = f"{function.config.source}: only root may read the capabilities"
+        why = "only root may read the capabilities" if config.raw_pin else "not looked for where there is no pin"
+        unknown["msi"] = f"{function.config.source}: {why}"
     return unknown
 
 

@@ -9,9 +9,18 @@ from collections.abc import Sequence
 from vfio_intx.abi import kvm
 from vfio_intx.abi.call import close_all
 from vfio_intx.cli.output import print_json
+from vfio_intx.cli.text import screen_columns, wrapped
 from vfio_intx.host.kernel import read_kernel
 from vfio_intx.host.root import HostRoot
 from vfio_intx.microvm.trials import Ground, Row, Verdict, is_usable, run_trials
+
+EPILOG = """\
+needs /dev/kvm (root, or its group), no device; takes a second or two
+
+examples:
+  vfio-intx selftest
+  vfio-intx selftest --all
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,13 +70,16 @@ def payload(rows: Sequence[Row], root: HostRoot, seconds: float) -> dict[str, ob
 
 
 def _print_table(rows: Sequence[Row], seconds: float, *, everything: bool) -> None:
-    width = max(len(row.name) for row in rows)
+    width, columns = max(len(row.name) for row in rows), screen_columns()
     for row in rows:
-        print(f"{row.verdict.value:<4}  {row.name:<{width}}  {row.seen}")
+        head, words = f"{row.verdict.value:<4}  {row.name:<{width}}  ", [row.seen]
         if row.verdict is not Verdict.OK:
-            print(f"{'':<6}{'':<{width}}  expected: {row.expected}")
+            words.append(f"expected: {row.expected}")
         if everything or row.verdict is not Verdict.OK:
-            print(f"{'':<6}{'':<{width}}  {row.meaning}")
+            words.append(row.meaning)
+        for text in words:
+            print(head + wrapped(text, columns and columns - len(head)).replace("\n", "\n" + " " * len(head)))
+            head = " " * len(head)
     print(f"\n{len(rows)} trials in {seconds:.2f} s")
 
 

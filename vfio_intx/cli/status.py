@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vfio_intx.cli.vm import (
@@ -18,6 +19,16 @@ from vfio_intx.host.root import HostRoot
 
 if TYPE_CHECKING:
     from vfio_intx.observe.status import VmStatus
+
+EPILOG = """\
+needs root to see all; what could not be seen is told as trouble, with exit status 0
+--watch ends with q or Ctrl-C
+
+examples:
+  vfio-intx status
+  vfio-intx status --watch --interval 2
+  vfio-intx status --libvirt web1 --trace --json
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,11 +63,14 @@ def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
     else:
         vms = gather(root, interval_s=interval_s, budget_s=arguments.timeout, witness=witness)
     if arguments.watch:
-        from vfio_intx.cli.watch import watch
+        from vfio_intx.cli.watch import Roster, watch
         from vfio_intx.observe.traced import Traced
 
         traced = Traced(root) if arguments.trace else None
-        return watch(watcher, vms, interval_s=interval_s, as_json=arguments.json, traced=traced)
+        again = (
+            None if names_vm(arguments) else partial(gather, root, interval_s=interval_s, budget_s=arguments.timeout)
+        )
+        return watch(watcher, Roster(vms, again), interval_s=interval_s, as_json=arguments.json, traced=traced)
     states = watcher.tick()
     if arguments.json:
         print_json("status/1", {"vms": [vm.as_json() for vm in vms], "states": [row.as_json() for row in states]})

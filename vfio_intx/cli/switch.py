@@ -7,6 +7,14 @@ import argparse
 from vfio_intx.cli.vm import add_timeout_argument, add_vm_arguments, open_vm, parse_seconds
 from vfio_intx.host.root import HostRoot
 
+EPILOG = """\
+needs root and a QEMU with the series of qemu-patches/; stock QEMU: detach, then attach --scheme
+
+examples:
+  vfio-intx switch 05:00.0 trap --qmp /run/vm.qmp --dry-run
+  vfio-intx switch 05:00.0 irqfd --qmp /run/vm.qmp
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
@@ -30,9 +38,10 @@ def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
     from vfio_intx.chain.scheme import Scheme
     from vfio_intx.cli.output import print_json
     from vfio_intx.names import Bdf
+    from vfio_intx.qemu.intx_state import SWITCHABLE
     from vfio_intx.wiring.switch import Request, plan, switch
 
-    request = Request(Bdf.parse(arguments.bdf), Scheme.parse(arguments.scheme), arguments.prove)
+    request = Request(Bdf.parse(arguments.bdf), Scheme.parse(arguments.scheme, offered=SWITCHABLE), arguments.prove)
     root = root or HostRoot()
     with open_vm(arguments, root) as monitor:
         if arguments.dry_run:

@@ -13,6 +13,15 @@ from vfio_intx.cli.vm import (
 )
 from vfio_intx.host.root import HostRoot
 
+EPILOG = """\
+needs root and a QEMU with the series of qemu-patches/
+ends after --seconds or with Ctrl-C, and the line goes on by irqfd
+
+examples:
+  vfio-intx tap 05:00.0 --qmp /run/vm.qmp --dry-run
+  vfio-intx tap 05:00.0 --qmp /run/vm.qmp --seconds 10
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""

@@ -5,21 +5,22 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import os
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vfio_intx.cli.output import console, print_json
-from vfio_intx.errors import KernelError, UsageError
+from vfio_intx.cli.output import as_json, console, print_json
+from vfio_intx.errors import UsageError
 from vfio_intx.host.root import HostRoot
 from vfio_intx.names import Bdf, Gsi, escape, parse_natural
 
 if TYPE_CHECKING:
     from vfio_intx.observe.collect import Report, Tracer
     from vfio_intx.observe.events import Target
-    from vfio_intx.observe.export import Export
+    from vfio_intx.observe.export import Export, WholeFile
     from vfio_intx.observe.span import Span
     from vfio_intx.observe.timeline import Timeline
 
@@ -27,6 +28,16 @@ _LIVE_S = 0.25
 _SHOWN_ANOMALIES = 8
 #: Far more objects between two runs of the collector: events and spans make no cycles, it would only walk them.
 _COLLECT_AFTER = 200_000
+
+EPILOG = """\
+needs root; times are in microseconds
+exit status 0 if interrupts were seen, none of their events was lost and the VM lived on
+
+examples:
+  vfio-intx trace 05:00.0 --seconds 10
+  vfio-intx trace 05:00.0 --count 1000 --html line.html --perfetto line.json
+  vfio-intx trace --pid 4711 --gsi 16 --seconds 5 --json
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,24 +64,36 @@ def run(arguments: argparse.Namespace) -> int:
     """Trace and print; 0 if interrupts were seen, none of their events was lost and the VM lived on, else 1."""
     from vfio_intx.observe.collect import Tracer
     from vfio_intx.observe.collect import run as run_tracer
-    from vfio_intx.observe.timeline import Timeline
+    from vfio_intx.observe.target import need_kvm
+    from vfio_intx.observe.timeline import Timeline, render
 
-    target, pid = _target(arguments)
+    # What cannot be meant is said before anything of the machine is looked at.
     seconds, count, size_kb = _limits(arguments)
+    target, pid = _target(arguments)
     name = _name(arguments, target, pid)
     timeline = Timeline() if arguments.html else None
     gc.set_threshold(_COLLECT_AFTER)
     with contextlib.ExitStack() as stack:
+        page, data = (_whole_file(stack, path) for path in (arguments.html, arguments.json_to))
         exports = [stack.enter_context(export) for export in _exports(arguments, name)]
+        need_kvm(HostRoot(), pid)
         tracer = Tracer(target, root=HostRoot(), pid=pid, size_kb=size_kb, sink=_sink(exports, timeline))
         stopped = stack.enter_context(_signals())
         tell = stack.enter_context(_live(arguments))
         report = run_tracer(tracer, seconds=seconds, count=count, stop=lambda: bool(stopped), tell=tell)
         for export in exports:
             export.note(report.anomalies)
-    if arguments.html is not None and timeline is not None:
-        _write_page(arguments.html, report, timeline, name)
-    _print(report, arguments, name, _added_us() if arguments.cost else None)
+        added_us = _added_us() if arguments.cost else None
+        payload = _payload(report, added_us)
+        # Before the files, which a full disk may refuse.
+        if arguments.json:
+            print_json("trace/1", payload)
+        elif data is None:
+            _print_table(report, name, added_us)
+        if data is not None:
+            data.put(as_json("trace/1", payload))
+        if page is not None and timeline is not None:
+            page.put(render(report, timeline, name, _where()).encode())
     return 0 if report.summary.interrupts and not report.lost_events and report.ended != "vm-gone" else 1
 
 
@@ -152,13 +175,17 @@ def _live(arguments: argparse.Namespace) -> Iterator[Tracer.Tell]:
         yield tell
 
 
-def _write_page(path: Path, report: Report, timeline: Timeline, name: str) -> None:
-    from vfio_intx.observe.timeline import render
+def _whole_file(stack: contextlib.ExitStack, path: Path | None) -> WholeFile | None:
+    from vfio_intx.observe.export import WholeFile
 
-    try:
-        path.write_text(render(report, timeline, name), "utf-8")
-    except OSError as error:
-        raise KernelError("write", str(path), error.errno or 0) from error
+    return None if path is None else stack.enter_context(WholeFile(path))
+
+
+def _where() -> str:
+    from vfio_intx import __version__
+
+    now = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    return f"Linux {os.uname().release}, vfio-intx {__version__}, {now}."
 
 
 def _added_us() -> float:
@@ -167,26 +194,16 @@ def _added_us() -> float:
     return measure_added_us(HostRoot())
 
 
-def _print(report: Report, arguments: argparse.Namespace, name: str, added_us: float | None) -> None:
+def _payload(report: Report, added_us: float | None) -> dict[str, object]:
     from vfio_intx.observe.report import to_json
 
     payload = to_json(report)
     if added_us is not None:
         payload["cost"] = {**dict(payload["cost"]), "added_us": added_us}  # type: ignore[call-overload]
-    if arguments.json_to is not None:
-        try:
-            print_json("trace/1", payload, to=arguments.json_to)
-        except OSError as error:
-            raise KernelError("write", str(arguments.json_to), error.errno or 0) from error
-    if arguments.json:
-        print_json("trace/1", payload)
-    elif arguments.json_to is None:
-        _print_table(report, name)
-        if added_us is not None:
-            console().print(f"tracing adds {added_us} us from one interrupt to the next, at this host's ceiling")
+    return payload
 
 
-def _print_table(report: Report, name: str) -> None:
+def _print_table(report: Report, name: str, added_us: float | None = None) -> None:
     from rich.table import Table
 
     out = console()
@@ -199,15 +216,21 @@ def _print_table(report: Report, name: str) -> None:
         table.add_row(stage.stage.value, *(f"{value:,.1f}" for value in stage.us.values()), f"{stage.share:.1%}")
     if whole := summary.whole.microseconds():
         table.add_row("whole", *(f"{value:,.1f}" for value in whole.values()), "", style="bold")
-    out.print(table)
+    if table.rows:
+        out.print(table)
+    else:
+        out.print(table.title, markup=False)
     for line in _words(report):
         out.print(line, markup=False)
+    if added_us is not None:
+        out.print(f"tracing adds {added_us} us from one interrupt to the next, at this host's ceiling")
 
 
 def _words(report: Report) -> Iterator[str]:
     summary, cost = report.summary, report.cost
     if not summary.interrupts:
-        yield "No interrupt of this line was seen."
+        yield "No interrupt of this line was seen: the card is quiet, or the line is masked."
+        yield "  try: vfio-intx status, which tells the two apart; a stuck line opens with vfio-intx kick BDF"
     if evidence := summary.evidence():
         yield f"{evidence.text}; {summary.wakeups_per_interrupt} wake-ups of userspace each"
     if report.ended not in ("time", "count", "stopped"):

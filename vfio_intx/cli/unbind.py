@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import argparse
 
-from vfio_intx.cli.changes import add_common, print_outcomes, print_script, records_of, state_directory
+from vfio_intx.cli.changes import add_common, print_outcomes, print_script, state_directory
+from vfio_intx.cli.vm import treat_termination_as_interrupt
 from vfio_intx.names import Bdf
 from vfio_intx.wiring.apply import LocalMachine, Machine
 from vfio_intx.wiring.drivers import Plan, plan_unbind, unbind
+from vfio_intx.wiring.recovery import record_of
+
+EPILOG = """\
+needs root; vfio-intx restore still knows the first driver afterwards
+
+examples:
+  vfio-intx unbind 05:00.0 --dry-run
+  vfio-intx unbind 05:00.0
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +30,7 @@ def run(arguments: argparse.Namespace, machine: Machine | None = None) -> int:
     machine = machine or LocalMachine()
     bdf, directory = Bdf.parse(arguments.bdf), state_directory(arguments)
     if arguments.dry_run:
-        change = plan_unbind(machine, records_of(directory, [bdf]).get(bdf), bdf)
+        change = plan_unbind(machine, record_of(directory, bdf), bdf)
         return print_script(Plan((), (change,)).script())
+    treat_termination_as_interrupt()
     return print_outcomes([unbind(machine, directory, bdf)], directory)

@@ -69,13 +69,26 @@ def parse_seconds(text: str) -> float:
 
 
 def treat_termination_as_interrupt() -> None:
-    """Let SIGTERM end a changing verb as Ctrl-C does, so that what was begun is undone."""
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    """Let SIGTERM, and the end of the terminal, end a changing verb as Ctrl-C does, so that what was begun is undone.
+
+    One that is ignored (by ``nohup``) stays ignored. A shell that starts us in the background has us ignore Ctrl-C,
+    which is no reason to ignore the others.
+    """
+
+    def interrupt(number: int, frame: object) -> None:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
 
 
 def names_vm(arguments: argparse.Namespace) -> bool:
     """Whether one of the options was given."""
-    return any((arguments.qmp, arguments.pid, arguments.libvirt, arguments.proxmox))
+    named = (arguments.qmp, arguments.pid, arguments.libvirt, arguments.proxmox)
+    return any(name is not None for name in named)
 
 
 @contextmanager
@@ -95,15 +108,16 @@ def open_monitor(arguments: argparse.Namespace, root: HostRoot) -> Monitor:
     """The monitor of the VM that the options name; the caller closes it. See :func:`open_vm`."""
     from vfio_intx.qemu import transports
     from vfio_intx.qemu.libvirt import VirshMonitor, parse_domain
-    from vfio_intx.qemu.process import find_process, find_processes, monitor_sockets
+    from vfio_intx.qemu.process import find_process, find_processes, open_monitor_of
 
     budget_s: float = arguments.timeout
     if arguments.qmp is not None:
+        if not arguments.qmp:
+            raise UsageError("--qmp: the path is empty", hint="name the path that QEMU's -qmp was given")
         return transports.connect(Path(arguments.qmp), budget_s=budget_s, root=root)
     if arguments.pid is not None:
         process = find_process(root, parse_natural(arguments.pid, "a pid", least=1))
-        sockets = monitor_sockets(root, process)
-        return transports.open_first(sockets, f"VM {process.label}", budget_s=budget_s, root=root)
+        return open_monitor_of(root, process, budget_s=budget_s)
     if arguments.libvirt is not None:
         domain = parse_domain(arguments.libvirt)
         owners = [one.pid for one in find_processes(root) if one.command_line.name == domain]

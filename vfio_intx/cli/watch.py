@@ -8,6 +8,7 @@ import os
 import select
 import sys
 import termios
+import threading
 import time
 import tty
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from vfio_intx.cli.output import console
+from vfio_intx.deadline import Deadline
+from vfio_intx.errors import VfioIntxError
 from vfio_intx.names import Bdf, escape
 from vfio_intx.observe.watch import Row, Watcher
 
@@ -37,7 +40,11 @@ _SORTS: tuple[tuple[str, Callable[[Row], object]], ...] = (
 _STYLES = {"stuck": "bold red", "storming": "bold red", "polling": "bold red", "masked": "yellow", "waiting": "yellow"}
 _HEADS = ("device", "VM", "scheme", "GSI", "host IRQ", "a second", "last", "ack p50/p99 us", "state")
 _RIGHT = (3, 4, 5, 6, 7)
-_HELP = "s sort   j k move   enter detail   q quit"
+_HELP = "s sort   j k or arrows move   enter detail   q quit"
+#: How a terminal sends its arrow keys in either of its two modes.
+_MOVES = {"j": 1, "k": -1, "\x1b[B": 1, "\x1b[A": -1, "\x1bOB": 1, "\x1bOA": -1}
+#: Seconds before all VMs are asked again: the first time, and at most.
+_ROSTER_S, _ROSTER_MOST_S = 5.0, 60.0
 
 
 class View:
@@ -55,8 +62,8 @@ class View:
             self.quit = True
         elif key == "s":
             self.sort = (self.sort + 1) % len(_SORTS)
-        elif key in ("j", "k"):
-            self.at = min(max(self.at + (1 if key == "j" else -1), 0), max(lines - 1, 0))
+        elif key in _MOVES:
+            self.at = min(max(self.at + _MOVES[key], 0), max(lines - 1, 0))
         elif key in ("\r", "\n"):
             self.open = not self.open
 
@@ -65,20 +72,52 @@ class View:
         return sorted(rows, key=_SORTS[self.sort][1])  # type: ignore[arg-type]
 
 
-def watch(
-    watcher: Watcher, vms: tuple[VmStatus, ...], *, interval_s: float, as_json: bool, traced: Traced | None = None
-) -> int:
+class Roster:
+    """Which VM has which line, under which scheme.
+
+    Asked again, in a thread, when a line appears that nobody told of (a VM has started), or when one whose scheme is
+    not proven has interrupts that could prove it; ever less often while that does not help.
+
+    :param again: asks all VMs; None where only the first answer counts.
+    """
+
+    def __init__(self, vms: tuple[VmStatus, ...], again: Callable[[], tuple[VmStatus, ...]] | None) -> None:
+        self.known: Known = {line.bdf: (vm, line) for vm in vms for line in vm.lines}
+        self._again = again
+        self._asking: threading.Thread | None = None
+        self._pause_s = _ROSTER_S
+        self._rest = Deadline.after("the next question", self._pause_s)
+
+    def see(self, rows: list[Row]) -> None:
+        """Take note of the lines that there are now; those that went are forgotten. Never waits."""
+        there = {row.bdf for row in rows}
+        self.known = {bdf: found for bdf, found in self.known.items() if bdf in there}
+        busy = self._asking is not None and self._asking.is_alive()
+        if self._again is not None and any(map(self._puzzles, rows)) and not busy and self._rest.passed():
+            self._asking = threading.Thread(target=self._ask, args=(self._again,), daemon=True)
+            self._asking.start()
+
+    def _puzzles(self, row: Row) -> bool:
+        return row.bdf not in self.known or (row.rate > 0 and self.known[row.bdf][1].verdict.scheme is None)
+
+    def _ask(self, again: Callable[[], tuple[VmStatus, ...]]) -> None:
+        with contextlib.suppress(VfioIntxError):
+            self.known = {line.bdf: (vm, line) for vm in again() for line in vm.lines}
+        self._pause_s = min(self._pause_s * 2, _ROSTER_MOST_S)
+        self._rest = Deadline.after("the next question", self._pause_s)
+
+
+def watch(watcher: Watcher, roster: Roster, *, interval_s: float, as_json: bool, traced: Traced | None = None) -> int:
     """Watch until ``q`` or Ctrl-C (0). With *as_json*, one object a line and tick.
 
     :param traced: where given, every line is traced besides, and the time to the acknowledge shown.
     """
-    known = {line.bdf: (vm, line) for vm in vms for line in vm.lines}
     with traced or contextlib.nullcontext():
         tick = _ticker(watcher, traced)
         tick()
         if as_json or not sys.stdout.isatty():
             return _stream(tick, interval_s, as_json)
-        return _redraw(tick, known, interval_s)
+        return _redraw(tick, roster, interval_s)
 
 
 def _ticker(watcher: Watcher, traced: Traced | None) -> Callable[[], list[Row]]:
@@ -93,7 +132,7 @@ def _ticker(watcher: Watcher, traced: Traced | None) -> Callable[[], list[Row]]:
     return tick
 
 
-def _redraw(tick: Callable[[], list[Row]], known: Known, interval_s: float) -> int:
+def _redraw(tick: Callable[[], list[Row]], roster: Roster, interval_s: float) -> int:
     from rich.live import Live
 
     view = View()
@@ -103,8 +142,9 @@ def _redraw(tick: Callable[[], list[Row]], known: Known, interval_s: float) -> i
         while not view.quit:
             if time.monotonic() >= due:
                 rows = tick()
+                roster.see(rows)
                 due = time.monotonic() + interval_s
-            live.update(_screen(view, rows, known), refresh=True)
+            live.update(_screen(view, rows, roster.known), refresh=True)
             key = wait(max(0.0, due - time.monotonic()))
             if key:
                 view.press(key, len(rows))
@@ -137,11 +177,19 @@ def _keys() -> Iterator[Callable[[float], str]]:
 
         def wait(seconds: float) -> str:
             ready, _, _ = select.select([fd], [], [], seconds)
-            return os.read(fd, 1).decode("latin-1") if ready else ""
+            return _one_key(fd) if ready else ""
 
         yield wait
     finally:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+def _one_key(fd: int) -> str:
+    key = os.read(fd, 1).decode("latin-1")
+    # An arrow is three bytes sent at once; Escape itself is one, with nothing behind it.
+    while key in ("\x1b", "\x1b[", "\x1bO") and select.select([fd], [], [], 0.0)[0]:
+        key += os.read(fd, 1).decode("latin-1")
+    return key
 
 
 def _no_keys(seconds: float) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from vfio_intx.host import quirks
 from vfio_intx.host.irq import vfio_action
@@ -27,8 +27,7 @@ class Masking(Enum):
     """What decides it could not be read."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """How a function would be masked, from what that follows, and where that stands."""
 
     masking: Masking

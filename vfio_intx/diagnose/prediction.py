@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vfio_intx.chain.finding import Finding, Severity
 from vfio_intx.chain.scheme import Scheme
@@ -16,8 +16,7 @@ from vfio_intx.host.pci import PciFunction
 from vfio_intx.host.snapshot import Snapshot
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
+class Prediction(NamedTuple):
     """What all questions come to for one function.
 
     :ivar findings: of every rule, the worst first.

@@ -7,13 +7,14 @@ import json
 import os
 import tarfile
 from collections.abc import Mapping
-from dataclasses import replace
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from vfio_intx import __version__
 from vfio_intx.chain.fact import Fact
+from vfio_intx.chain.plain import plain
 from vfio_intx.diagnose.prediction import predict_all
 from vfio_intx.errors import WorldError
 from vfio_intx.host.redact import Redactor
@@ -60,7 +61,7 @@ def build(snapshot: Snapshot, redactor: Redactor, python: str) -> Mapping[str, b
     anonymous = _without_identity(snapshot, redactor)
     pinned = [function for function in anonymous.functions.values() if function.pin is not None]
     found = [
-        {"bdf": prediction.subject.name, "findings": [msgspec.to_builtins(item) for item in prediction.findings]}
+        {"bdf": prediction.subject.name, "findings": [msgspec.to_builtins(plain(item)) for item in prediction.findings]}
         for prediction in predict_all(anonymous, pinned)
     ]
     lines = (anonymous.lines.value or {}).values()
@@ -96,8 +97,7 @@ def _versions(snapshot: Snapshot, python: str) -> dict[str, object]:
 def _without_identity(snapshot: Snapshot, redactor: Redactor) -> Snapshot:
     # The command line names disks, hosts and sometimes keys: only words that bear on interrupts stay. (A card's serial
     # number lies beyond the 256 bytes of configuration space that a snapshot holds.)
-    kernel = replace(
-        snapshot.kernel,
+    kernel = snapshot.kernel._replace(
         boot_id=Fact.unknown(snapshot.kernel.boot_id.source, "left out of reports"),
         command_line=snapshot.kernel.command_line.map(_safe_words),
     )
@@ -105,7 +105,7 @@ def _without_identity(snapshot: Snapshot, redactor: Redactor) -> Snapshot:
         bdf: tuple(claim.renamed(redactor.mark("vm", claim.vm)) if claim.vm else claim for claim in claims)
         for bdf, claims in snapshot.claims.items()
     }
-    return replace(snapshot, kernel=kernel, claims=claims)
+    return snapshot._replace(kernel=kernel, claims=claims)
 
 
 def _safe_words(command_line: str) -> str:
@@ -121,8 +121,22 @@ def write_archive(path: Path, files: Mapping[str, bytes]) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise WorldError(f"{path} cannot be made: {error.strerror}", hint="name another file with --output") from error
-    with os.fdopen(fd, "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(_packed(files))
+    except OSError as error:
+        with suppress(OSError):
+            path.unlink()
+        raise WorldError(
+            f"{path} cannot be written: {error.strerror}", hint="name a place with more room with --output"
+        ) from error
+
+
+def _packed(files: Mapping[str, bytes]) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
         for name, content in files.items():
             member = tarfile.TarInfo(f"vfio-intx-report/{name}")
             member.size, member.mode = len(content), 0o600
             archive.addfile(member, io.BytesIO(content))
+    return packed.getvalue()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vfio_intx.diagnose.masking import Verdict, masking_verdict
 from vfio_intx.diagnose.routing import RootPin, known_routes, root_pin
@@ -15,8 +15,7 @@ from vfio_intx.host.snapshot import Snapshot
 from vfio_intx.names import HostIrq
 
 
-@dataclass(frozen=True, slots=True)
-class VmFacts:
+class VmFacts(NamedTuple):
     """What is known besides the snapshot, of the VM above all; empty and None mean unknown.
 
     :ivar irqchip: ``on``, ``split`` or ``off``, as in QEMU's ``kernel-irqchip``.
@@ -35,8 +34,7 @@ class VmFacts:
     disintx_changes: bool | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
+class Subject(NamedTuple):
     """One function with everything a rule may ask about.
 
     :ivar irq: the host IRQ of its line; from sysfs, or else from its neighbours on the same wire (*irq_source* tells).

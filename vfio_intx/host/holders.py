@@ -1,17 +1,16 @@
-"""Which processes hold a VFIO device open: as long as one does, unbinding it would block in the kernel."""
+"""Which processes hold a device open: as long as one does, unbinding it may block in the kernel."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from vfio_intx.host.root import HostRoot, list_names, read_text
 from vfio_intx.names import Bdf, IommuGroup, escape
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
+class Holder(NamedTuple):
     """A process with an open descriptor; *command* is its ``comm``, control bytes escaped."""
 
     pid: int
@@ -31,30 +30,38 @@ def group_holders(root: HostRoot, group: IommuGroup) -> tuple[Holder, ...]:
 
 def device_holders(root: HostRoot, bdf: Bdf, group: IommuGroup) -> tuple[Holder, ...]:
     """The processes that have a function open, by its group or, with iommufd, by ``/dev/vfio/devices/vfioN``."""
-    names = list_names(root.pci_device(bdf) / "vfio-dev", root=root).get(())
+    names = list_names(f"{root.function(bdf)}/vfio-dev", root=root).get(())
     return _holders(root, [f"dev/vfio/{group}", *(f"dev/vfio/devices/{name}" for name in names)])
 
 
+def holders_of(root: HostRoot, files: Iterable[str]) -> Mapping[str, tuple[Holder, ...]]:
+    """For each of *files* (below the root, without a slash in front) that is open: who has it, by pid."""
+    wanted = {path: file for file in files for path in (f"/{file}", root.file(file))}
+    names = list_names(root.file("proc"), root=root).get(()) if wanted else ()
+    pids = [name for name in names if name.isascii() and name.isdigit()]
+    found: dict[str, list[Holder]] = {}
+    for pid in sorted(pids, key=int):
+        for file in sorted({wanted[target] for target in _targets(root, pid) if target in wanted}):
+            found.setdefault(file, []).append(_holder(root, int(pid)))
+    return {file: tuple(holders) for file, holders in found.items()}
+
+
 def _holders(root: HostRoot, files: Iterable[str]) -> tuple[Holder, ...]:
-    wanted = frozenset(path for file in files for path in (f"/{file}", str(root.at(file))))
-    pids = [entry.name for entry in os.scandir(root.at("proc")) if entry.name.isascii() and entry.name.isdigit()]
-    return tuple(_holder(root, int(pid)) for pid in sorted(pids, key=int) if _holds(root, pid, wanted))
+    return tuple(dict.fromkeys(holder for holders in holders_of(root, files).values() for holder in holders))
 
 
-def _holds(root: HostRoot, pid: str, wanted: frozenset[str]) -> bool:
+def _targets(root: HostRoot, pid: str) -> Iterator[str]:
+    folder = root.file("proc", pid, "fd")
     try:
-        entries = [entry.name for entry in os.scandir(root.at("proc", pid, "fd"))]
+        entries = os.listdir(folder)
     except OSError:
-        return False
-    return any(_target(root, pid, fd) in wanted for fd in entries)
-
-
-def _target(root: HostRoot, pid: str, fd: str) -> str | None:
-    try:
-        return str(root.at("proc", pid, "fd", fd).readlink())
-    except OSError:
-        return None
+        return
+    for fd in entries:
+        try:
+            yield os.readlink(f"{folder}/{fd}")
+        except OSError:
+            continue
 
 
 def _holder(root: HostRoot, pid: int) -> Holder:
-    return Holder(pid, escape(read_text(root.at("proc", str(pid), "comm"), root=root).get("?"))[:64])
+    return Holder(pid, escape(read_text(root.file("proc", str(pid), "comm"), root=root).get("?"))[:64])

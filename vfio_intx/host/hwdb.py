@@ -15,12 +15,12 @@ _LONGEST_NAME = 160
 
 def hardware_name(root: HostRoot, bdf: Bdf, ids: PciIds) -> Fact[str]:
     """Vendor and model in words, for people only; unknown where no database is installed or it has no such card."""
-    record = read_text(root.at("run/udev/data", f"+pci:{bdf}"), root=root)
+    record = read_text(root.file("run/udev/data", f"+pci:{bdf}"), root=root)
     known = _from_udev(record.value or "")
     if known:
         return Fact.known(known, record.source)
     for name in _PCI_IDS:
-        text = read_text(root.at(name), root=root)
+        text = read_text(root.file(name), root=root)
         found = _from_pci_ids(text.value, ids) if text.value is not None else ""
         if found:
             return Fact.known(found, text.source)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vfio_intx.chain.fact import Fact
 from vfio_intx.host.pci import NO_GROUP, PciFunction
@@ -20,16 +20,14 @@ _VFIO_DRIVERS = frozenset(
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(NamedTuple):
     """One IOMMU group with the PCI functions that are in it."""
 
     number: IommuGroup
     members: tuple[Bdf, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class IommuFacts:
+class IommuFacts(NamedTuple):
     """What sysfs tells of the IOMMUs.
 
     :ivar units: the names under ``/sys/class/iommu``; none means that no IOMMU is in use.
@@ -51,7 +49,7 @@ def read_iommu(root: HostRoot, functions: Iterable[PciFunction]) -> IommuFacts:
         if function.group.value is not None and function.group.value != NO_GROUP:
             members.setdefault(function.group.value, []).append(function.bdf)
     groups = {number: Group(number, tuple(sorted(bdfs))) for number, bdfs in members.items()}
-    return IommuFacts(list_names(root.at("sys/class/iommu"), root=root), groups)
+    return IommuFacts(list_names(root.file("sys/class/iommu"), root=root), groups)
 
 
 def is_vfio_driver(driver: str) -> bool:

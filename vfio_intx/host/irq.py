@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vfio_intx.chain.fact import Fact
 from vfio_intx.host.root import HostRoot, read_text
-from vfio_intx.names import HostIrq, escape
+from vfio_intx.names import Bdf, HostIrq, escape
 
 #: CONFIG_NR_CPUS goes up to 8192 on x86; more columns than that are not CPUs.
 _MOST_CPUS = 8192
 _LONGEST_NAME = 200
-_ROW = re.compile(r"\s*([0-9]{1,7}):\s+(.*)", re.ASCII)
-_TRIGGER = re.compile(r"(?:^|[-\s])(level|edge|fasteoi|Level|Edge)(?:\s|$)", re.ASCII)
-_SPURIOUS = re.compile(r"count (\d{1,12})\s+unhandled (\d{1,12})\s+last_unhandled (\d{1,20}) ms\s*", re.ASCII)
+#: Patterns are compiled when they are first used: each costs as much as reading ten files of sysfs.
+_ROW = r"(?a)\s*([0-9]{1,7}):\s+(.*)"
+_TRIGGER = r"(?a)(?:^|[-\s])(level|edge|fasteoi|Level|Edge)(?:\s|$)"
+_SPURIOUS = r"(?a)count (\d{1,12})\s+unhandled (\d{1,12})\s+last_unhandled (\d{1,20}) ms\s*"
+_VFIO_ACTION = r"(?a)vfio-intx\(([0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7])\)"
 
 
-@dataclass(frozen=True, slots=True)
-class IrqLine:
+class IrqLine(NamedTuple):
     """One numbered row of ``/proc/interrupts``.
 
     :ivar per_cpu: interrupts handled since boot, one entry an online CPU.
@@ -38,19 +39,18 @@ class IrqLine:
     actions: tuple[str, ...]
 
     @property
-    def count(self) -> int:
+    def count(self) -> int:  # type: ignore[override] # a tuple's own count() is of no use here
         """Interrupts since boot, over all CPUs that are online."""
         return sum(self.per_cpu)
 
 
-@dataclass(frozen=True, slots=True)
-class Spurious:
+class Spurious(NamedTuple):
     """``/proc/irq/N/spurious``: of the last *count* interrupts, *unhandled* were claimed by no handler.
 
     The kernel disables the line when more than 99,900 of 100,000 were (``__note_interrupt`` in kernel/irq/spurious.c).
     """
 
-    count: int
+    count: int  # type: ignore[assignment] # as above
     unhandled: int
 
 
@@ -63,7 +63,7 @@ def parse_interrupts(text: str) -> dict[HostIrq, IrqLine]:
 
 
 def _parse_row(row: str, cpus: int) -> IrqLine | None:
-    match = _ROW.fullmatch(row)
+    match = re.fullmatch(_ROW, row)
     if match is None or cpus == 0:
         return None
     words = match[2].split(None, cpus)
@@ -76,7 +76,7 @@ def _parse_row(row: str, cpus: int) -> IrqLine | None:
 
 def _split_rest(rest: str) -> tuple[str, tuple[str, ...]]:
     # "IO-APIC   5-edge      ACPI:Ged": the handlers follow the flow's name by two spaces ("%-8s" and "  %s").
-    trigger = _TRIGGER.search(rest)
+    trigger = re.search(_TRIGGER, rest)
     if trigger:
         head, tail = rest[: trigger.end()], rest[trigger.end() :]
     else:
@@ -91,19 +91,19 @@ def _names(words: Iterable[str]) -> tuple[str, ...]:
 
 def read_interrupts(root: HostRoot) -> Fact[Mapping[HostIrq, IrqLine]]:
     """Every numbered line, by IRQ, from one reading of ``/proc/interrupts``."""
-    return read_text(root.at("proc/interrupts"), root=root).map(parse_interrupts)
+    return read_text(root.file("proc/interrupts"), root=root).map(parse_interrupts)
 
 
 def read_actions(root: HostRoot, irq: HostIrq) -> Fact[tuple[str, ...]]:
     """The names of the handlers on a line, none if nobody has requested it; from ``/sys/kernel/irq/N/actions``."""
-    text = read_text(root.at("sys/kernel/irq", str(irq), "actions"), root=root)
+    text = read_text(root.file("sys/kernel/irq", str(irq), "actions"), root=root)
     return text.map(lambda names: _names(names.split(",")))
 
 
 def read_spurious(root: HostRoot, irq: HostIrq) -> Fact[Spurious]:
     """How many interrupts of a line nobody claimed; from ``/proc/irq/N/spurious``."""
-    text = read_text(root.at("proc/irq", str(irq), "spurious"), root=root)
-    match = _SPURIOUS.fullmatch(text.value or "")
+    text = read_text(root.file("proc/irq", str(irq), "spurious"), root=root)
+    match = re.fullmatch(_SPURIOUS, text.value or "")
     if text.value is not None and match is None:
         return Fact.unknown(text.source, "not of the form 'count, unhandled, last_unhandled'")
     return text.map(lambda _: Spurious(int(match[1]), int(match[2])) if match else Spurious(0, 0))
@@ -121,3 +121,9 @@ def read_counts(root: HostRoot, irqs: Iterable[HostIrq]) -> dict[HostIrq, int]:
 def vfio_action(bdf: object) -> str:
     """The name that vfio-pci gives its INTx handler (``vfio_intx_enable`` in drivers/vfio/pci/vfio_pci_intrs.c)."""
     return f"vfio-intx({bdf})"
+
+
+def vfio_device(action: str) -> Bdf | None:
+    """The device whose INTx handler bears that name, None for any other handler."""
+    match = re.fullmatch(_VFIO_ACTION, action)
+    return None if match is None else Bdf.parse(match[1])

@@ -4,37 +4,33 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vfio_intx.chain.fact import Fact
 from vfio_intx.host.root import HostRoot
 from vfio_intx.names import HostIrq, escape
 
 #: What matters here; everything else is dropped while reading, so that a long log costs no memory.
-_RELEVANT = re.compile(
-    r"genirq: Flags mismatch|nobody cared|Disabling IRQ|^handlers:|^\[<|vfio|INTx|"
+_RELEVANT = (
+    r"genirq: Flags mismatch|nobody cared|Disabling IRQ|(?:^|;|\] ?)(?:handlers:|\[<)|vfio|INTx|"
     r"DMAR: \[|AMD-Vi: Event|irq_domain_remove|AER:"
 )
-_FLAGS = re.compile(
-    r"genirq: Flags mismatch irq (\d{1,6})\. ([0-9a-f]{8}) \((.+)\) vs\. ([0-9a-f]{8}) \((.+)\)", re.ASCII
-)
-_NOBODY = re.compile(r"irq (\d{1,6}): nobody cared", re.ASCII)
-_HANDLER = re.compile(r"\[<[0-9a-fA-Fpx]+>\]\s*(\S+)(?:\s+\[(\S+)\])?")
-_STAMP = re.compile(r"\[\s*(\d{1,9})\.(\d{6})\]\s?", re.ASCII)
+_FLAGS = r"(?a)genirq: Flags mismatch irq (\d{1,6})\. ([0-9a-f]{8}) \((.+)\) vs\. ([0-9a-f]{8}) \((.+)\)"
+_NOBODY = r"(?a)irq (\d{1,6}): nobody cared"
+_HANDLER = r"\[<[0-9a-fA-Fpx]+>\]\s*(\S+)(?:\s+\[(\S+)\])?"
+_STAMP = r"(?a)\[\s*(\d{1,9})\.(\d{6})\]\s?"
 _IRQF_SHARED = 0x80
 _LONGEST_LINE, _MOST_LINES, _BUFFER = 500, 5000, 8192
 
 
-@dataclass(frozen=True, slots=True)
-class LogLine:
+class LogLine(NamedTuple):
     """One line: seconds since boot and its text."""
 
     at: float
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class FlagsMismatch:
+class FlagsMismatch(NamedTuple):
     """``genirq: Flags mismatch``: a request for a line that its holders do not share, or that would not share it."""
 
     irq: HostIrq
@@ -44,8 +40,7 @@ class FlagsMismatch:
     holder_shared: bool
 
 
-@dataclass(frozen=True, slots=True)
-class NobodyCared:
+class NobodyCared(NamedTuple):
     """The kernel has disabled a line because its handlers claimed next to nothing; *handlers* by their C names."""
 
     irq: HostIrq
@@ -53,8 +48,7 @@ class NobodyCared:
     handlers: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class History:
+class History(NamedTuple):
     """What the log tells of lines, gathered once for all functions.
 
     :ivar faults: the lines in which an IOMMU tells of refused DMA.
@@ -74,7 +68,7 @@ def history_of(lines: tuple[LogLine, ...]) -> History:
 def read_log(root: HostRoot) -> Fact[tuple[LogLine, ...]]:
     """The relevant lines of ``/dev/kmsg``, oldest first; unknown where it may not be read."""
     try:
-        fd = os.open(root.at("dev/kmsg"), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(root.file("dev/kmsg"), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         return Fact.unknown("/dev/kmsg", error.strerror or str(error))
     try:
@@ -103,8 +97,9 @@ def _records(fd: int) -> str:
 
 def parse_log(text: str) -> tuple[LogLine, ...]:
     """The relevant lines of a log, in the form of ``/dev/kmsg`` or of ``dmesg``; at most the newest 5,000."""
-    lines = (_parse_line(line) for line in text.split("\n") if line and not line.startswith(" "))
-    return tuple(line for line in lines if _RELEVANT.search(line.text))[-_MOST_LINES:]
+    is_relevant = re.compile(_RELEVANT).search
+    lines = [line for line in text.split("\n") if not line.startswith(" ") and is_relevant(line)]
+    return tuple(_parse_line(line) for line in lines[-_MOST_LINES:])
 
 
 def _parse_line(line: str) -> LogLine:
@@ -112,7 +107,7 @@ def _parse_line(line: str) -> LogLine:
     fields = head.split(",")
     if semicolon and len(fields) >= 4 and fields[2].isascii() and fields[2].isdigit():
         return LogLine(int(fields[2][:15]) / 1e6, escape(message[:_LONGEST_LINE]))
-    stamp = _STAMP.match(line)
+    stamp = re.match(_STAMP, line)
     if stamp:
         return LogLine(int(stamp[1]) + int(stamp[2]) / 1e6, escape(line[stamp.end() :][:_LONGEST_LINE]))
     return LogLine(0.0, escape(line[:_LONGEST_LINE]))
@@ -120,7 +115,7 @@ def _parse_line(line: str) -> LogLine:
 
 def flags_mismatches(lines: tuple[LogLine, ...]) -> tuple[FlagsMismatch, ...]:
     """Every refused request in the log. The flags are read as hexadecimal numbers: newer kernels set more bits."""
-    matches = (_FLAGS.search(line.text) for line in lines)
+    matches = (re.search(_FLAGS, line.text) for line in lines)
     return tuple(
         FlagsMismatch(
             HostIrq(int(match[1])),
@@ -138,7 +133,7 @@ def nobody_cared(lines: tuple[LogLine, ...]) -> tuple[NobodyCared, ...]:
     """Every line that the kernel gave up on, each with the handlers that the log lists under it."""
     found: list[NobodyCared] = []
     for line in lines:
-        match, handler = _NOBODY.search(line.text), _HANDLER.match(line.text)
+        match, handler = re.search(_NOBODY, line.text), re.match(_HANDLER, line.text)
         if match:
             found.append(NobodyCared(HostIrq(int(match[1])), line.at, ()))
         elif handler and found:

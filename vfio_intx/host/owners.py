@@ -1,4 +1,4 @@
-"""Who else lays claim to a function: driverctl, libvirt, Proxmox, modprobe.d, the kernel command line, ourselves.
+"""Who lays claim to a function: driverctl, libvirt, Proxmox, udev rules, modprobe.d, the kernel command line, we.
 
 Everything here is read and named, never written: each of these files belongs to another tool.
 """
@@ -7,26 +7,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from vfio_intx.chain.fact import Fact
-from vfio_intx.errors import UsageError
 from vfio_intx.host.pci import PciFunction
 from vfio_intx.host.root import HostRoot, list_names, read_text
 from vfio_intx.names import Bdf, escape
 
 _HEX = "[0-9a-fA-F]"
-_LIBVIRT_HOSTDEV = re.compile(r"<hostdev\b[^>]*>.*?<source>(.*?)</source>", re.S)
-_LIBVIRT_ADDRESS = re.compile(
-    rf"<address\s+domain='0x({_HEX}{{1,8}})'\s+bus='0x({_HEX}{{1,2}})'\s+slot='0x({_HEX}{{1,2}})'\s+function='0x([0-7])'"
+_LIBVIRT_HOSTDEV = r"(?s)<hostdev\b[^>]*>.*?<source>(.*?)</source>"
+_LIBVIRT_ADDRESS = (
+    rf"<address\s+domain='0x({_HEX}{{1,8}})'\s+bus='0x({_HEX}{{1,2}})'"
+    rf"\s+slot='0x({_HEX}{{1,2}})'\s+function='0x([0-7])'"
 )
-_PROXMOX_DEVICE = re.compile(r"^hostpci\d+:\s*(\S+)", re.M)
-_PROXMOX_PATH = re.compile(rf"path=((?:{_HEX}{{4}}:)?{_HEX}{{2}}:{_HEX}{{2}}(?:\.[0-7])?)")
-_IDS = re.compile(rf"({_HEX}{{4}}):({_HEX}{{4}})(?::[0-9a-fA-F:]*)?")
+_PROXMOX_DEVICE = r"(?m)^hostpci\d+:\s*(\S+)"
+_PROXMOX_PATH = rf"path=((?:{_HEX}{{4}}:)?{_HEX}{{2}}:{_HEX}{{2}}(?:\.[0-7])?)"
+_UDEV_OVERRIDE = r"(?a)ATTR\{driver_override\}\s*=\s*\"([\w-]{1,63})\""
+_UDEV_ADDRESS = rf"\b{_HEX}{{4,8}}:{_HEX}{{2}}:{_HEX}{{2}}\.[0-7]\b"
+_IDS = rf"({_HEX}{{4}}):({_HEX}{{4}})(?::[0-9a-fA-F:]*)?"
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """One claim on one function.
 
     :ivar owner: the tool whose file it is.
@@ -51,11 +52,10 @@ class Claim:
         """The same claim as if its VM were called *vm*."""
         folder, _, file = self.source.rpartition("/")
         source = f"{folder}/{vm}.{file.rpartition('.')[2]}"
-        return replace(self, text=self.text.replace(f" {self.vm} ", f" {vm} ", 1), source=source, vm=vm)
+        return self._replace(text=self.text.replace(f" {self.vm} ", f" {vm} ", 1), source=source, vm=vm)
 
 
-@dataclass(frozen=True, slots=True)
-class _Configured:
+class _Configured(NamedTuple):
     """What the configuration files of a host say, parsed once.
 
     :ivar addresses: each with whether the whole slot is meant.
@@ -74,7 +74,7 @@ def read_owners(
     """The claims on each function that has any; *command_line* is the kernel's."""
     modprobe = tuple(_modprobe(root))
     configured = _Configured(
-        (*_driverctl(root), *_libvirt(root), *_proxmox(root), *_records(root)),
+        (*_driverctl(root), *_libvirt(root), *_proxmox(root), *_udev(root), *_records(root)),
         (*_vfio_options(modprobe), *_command_line(command_line)),
         tuple(_softdeps(modprobe)),
     )
@@ -97,16 +97,16 @@ def _claims(function: PciFunction, configured: _Configured) -> Iterator[Claim]:
 
 def _files(root: HostRoot, folder: str, suffix: str) -> Iterator[tuple[str, str, str]]:
     """(name, source, text) of each readable file there."""
-    for name in list_names(root.at(folder), root=root).get(()):
+    for name in list_names(root.file(folder), root=root).get(()):
         if name.endswith(suffix):
-            text = read_text(root.at(folder, name), root=root)
+            text = read_text(root.file(folder, name), root=root)
             if text.value is not None:
                 yield name, text.source, text.value
 
 
 def _driverctl(root: HostRoot) -> Iterator[tuple[Bdf, bool, Claim]]:
     for name, source, text in _files(root, "etc/driverctl.d", ""):
-        bdf = _address(name.removeprefix("pci-"))
+        bdf = Bdf.maybe(name.removeprefix("pci-"))
         if bdf is not None:
             yield bdf, False, Claim("driverctl", f"sets driver {escape(text.strip()[:64])} at boot", source)
 
@@ -115,8 +115,8 @@ def _libvirt(root: HostRoot) -> Iterator[tuple[Bdf, bool, Claim]]:
     for folder in ("etc/libvirt/qemu", "run/libvirt/qemu"):
         for name, source, text in _files(root, folder, ".xml"):
             domain = escape(name.removesuffix(".xml"))
-            for block in _LIBVIRT_HOSTDEV.findall(text):
-                match = _LIBVIRT_ADDRESS.search(block)
+            for block in re.findall(_LIBVIRT_HOSTDEV, text):
+                match = re.search(_LIBVIRT_ADDRESS, block)
                 if match:
                     parts = [int(part, 16) for part in match.groups()]
                     yield Bdf(*parts), False, Claim.by_vm("libvirt", "domain", domain, source)
@@ -125,27 +125,40 @@ def _libvirt(root: HostRoot) -> Iterator[tuple[Bdf, bool, Claim]]:
 def _proxmox(root: HostRoot) -> Iterator[tuple[Bdf, bool, Claim]]:
     for name, source, text in _files(root, "etc/pve/qemu-server", ".conf"):
         vm = escape(name.removesuffix(".conf"))
-        for value in _PROXMOX_DEVICE.findall(text):
+        for value in re.findall(_PROXMOX_DEVICE, text):
             for word in value.split(",")[0].split(";"):
                 yield from _slot(word.removeprefix("host="), Claim.by_vm("proxmox", "VM", vm, source))
     for _, source, text in _files(root, "etc/pve/mapping", "pci.cfg"):
-        for path in _PROXMOX_PATH.findall(text):
+        for path in re.findall(_PROXMOX_PATH, text):
             yield from _slot(path, Claim("proxmox", "a resource mapping offers it to VMs", source))
 
 
 def _slot(word: str, claim: Claim) -> Iterator[tuple[Bdf, bool, Claim]]:
     # Proxmox takes 05:00 for all functions of a slot.
-    bdf = _address(word if "." in word else f"{word}.0")
+    bdf = Bdf.maybe(word if "." in word else f"{word}.0")
     if bdf is not None:
         yield bdf, "." not in word, claim
 
 
 def _records(root: HostRoot) -> Iterator[tuple[Bdf, bool, Claim]]:
-    for name in list_names(root.at("var/lib/vfio-intx"), root=root).get(()):
-        bdf = _address(name.removesuffix(".record")) if name.endswith(".record") else None
+    for name in list_names(root.file("var/lib/vfio-intx"), root=root).get(()):
+        bdf = Bdf.maybe(name.removesuffix(".record")) if name.endswith(".record") else None
         if bdf is not None:
             text = f"vfio-intx bound it; vfio-intx restore {bdf} gives it back"
             yield bdf, False, Claim("vfio-intx", text, f"/var/lib/vfio-intx/{name}")
+
+
+def _udev(root: HostRoot) -> Iterator[tuple[Bdf, bool, Claim]]:
+    for folder in ("etc/udev/rules.d", "run/udev/rules.d"):
+        for name, source, text in _files(root, folder, ".rules"):
+            owner = "vfio-intx" if name.startswith("70-vfio-intx-") else "udev"
+            for line in text.replace("\\\n", "").splitlines():
+                driver = re.search(_UDEV_OVERRIDE, line)
+                for word in re.findall(_UDEV_ADDRESS, line) if driver and not line.lstrip().startswith("#") else ():
+                    bdf = Bdf.maybe(word)
+                    if bdf is not None and driver:
+                        claim = Claim(owner, f"a rule sets driver_override to {escape(driver[1])}", source)
+                        yield bdf, False, claim
 
 
 def _modprobe(root: HostRoot) -> Iterator[tuple[list[str], str]]:
@@ -178,14 +191,7 @@ def _command_line(text: Fact[str]) -> Iterator[tuple[int, int, Claim]]:
 def _by_ids(words: Iterable[str], prefix: str, owner: str, source: str) -> Iterator[tuple[int, int, Claim]]:
     for word in words:
         for item in word.removeprefix(prefix).strip('"').split(",") if word.startswith(prefix) else ():
-            match = _IDS.fullmatch(item)
+            match = re.fullmatch(_IDS, item)
             if match:
                 claim = Claim(owner, f"gives every {match[1]}:{match[2]} to vfio-pci", source, by_ids=True)
                 yield int(match[1], 16), int(match[2], 16), claim
-
-
-def _address(text: str) -> Bdf | None:
-    try:
-        return Bdf.parse(text)
-    except UsageError:
-        return None

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
-import msgspec
+import os
+from typing import NamedTuple
 
 from vfio_intx.chain.fact import Fact
+from vfio_intx.chain.plain import from_json, to_json
 from vfio_intx.errors import MissingError, UsageError
 from vfio_intx.host.iommu import Group, IommuFacts
 from vfio_intx.host.irq import IrqLine, Spurious
@@ -24,8 +23,7 @@ SCHEMA = "vfio-intx/snapshot/1"
 _LONGEST = 1 << 28
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
+class _File(NamedTuple):
     """The file's form: as a snapshot, with lists in place of the tables that are not keyed by numbers."""
 
     schema: str
@@ -56,14 +54,15 @@ def to_bytes(snapshot: Snapshot) -> bytes:
         tuple(snapshot.claims.items()),
         snapshot.log,
     )
-    return msgspec.json.encode(file)
+    return to_json(file)
 
 
 def from_bytes(raw: bytes, name: str) -> Snapshot:
     """The snapshot in a file's bytes; *name* is for the message. :raise UsageError: if they hold none."""
+    raw = _out_of_archive(raw, name)
     try:
-        file = msgspec.json.decode(raw, type=_File)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        file = from_json(raw, _File)
+    except ValueError as error:
         raise UsageError(
             f"{name} holds no snapshot: {str(error)[:200]}", hint="vfio-intx report makes one: snapshot.json"
         ) from error
@@ -82,11 +81,20 @@ def from_bytes(raw: bytes, name: str) -> Snapshot:
     )
 
 
-def read_snapshot(path: Path) -> Snapshot:
+def _out_of_archive(raw: bytes, name: str) -> bytes:
+    """What a report's archive has in it, and whatever is no archive as it is."""
+    if raw[:2] != b"\x1f\x8b":
+        return raw
+    from vfio_intx.host.archive import unpack
+
+    return unpack(raw, name, _LONGEST)
+
+
+def read_snapshot(path: str | os.PathLike[str]) -> Snapshot:
     """The snapshot in a file. :raise MissingError: if it cannot be read. :raise UsageError: if it holds none."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:
             raw = file.read(_LONGEST)
     except OSError as error:
         raise MissingError(f"{path} cannot be read: {error.strerror}") from error
-    return from_bytes(raw, str(path))
+    return from_bytes(raw, os.fspath(path))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from vfio_intx.chain.fact import Fact
-from vfio_intx.names import Bdf, IommuGroup
+from vfio_intx.names import Bdf
+
+if TYPE_CHECKING:  # pathlib alone costs more than a scan of a small machine
+    from pathlib import Path
 
 #: No file of sysfs or procfs that we read as text is longer (the longest is /proc/interrupts, a column for each CPU); a
 #: longer one is not what it says it is.
@@ -15,46 +17,65 @@ LONGEST_FILE = 1 << 26
 _PIECE = 1 << 16
 
 
-@dataclass(frozen=True, slots=True)
-class HostRoot:
-    """``/`` of a host: the real one, or a directory that imitates its ``sys``, ``proc``, ``etc`` and ``dev``."""
+class _Text(NamedTuple):
+    text: str
 
-    path: Path = Path("/")
 
-    def __post_init__(self) -> None:
-        if not self.path.is_absolute():
+class HostRoot(_Text):
+    """``/`` of a host: the real one, or a directory that imitates its ``sys``, ``proc``, ``etc`` and ``dev``.
+
+    :ivar text: its absolute path, without a slash at the end (so empty for the real one).
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, path: str | os.PathLike[str] = "/") -> HostRoot:
+        """The root at that directory. :raise ValueError: if its path is not absolute."""
+        if not os.path.isabs(path):
             raise ValueError("a host root is an absolute path")
+        return super().__new__(cls, os.fspath(path).rstrip("/"))
 
-    def at(self, *parts: str) -> Path:
+    @property
+    def path(self) -> Path:
+        """The directory that this root is."""
+        return self._path(self.text or "/")
+
+    @staticmethod
+    def _path(text: str) -> Path:
+        from pathlib import Path
+
+        return Path(text)
+
+    def file(self, *parts: str) -> str:
         """The path of these components below the root; no component may be absolute or ``..``."""
         for part in parts:
             if part.startswith("/") or ".." in part.split("/"):
                 raise ValueError(f"{part!r} would leave the host root")
-        return self.path.joinpath(*parts)
+        return "/".join((self.text, *parts))
 
-    def pci_devices(self) -> Path:
-        """``/sys/bus/pci/devices``."""
-        return self.at("sys/bus/pci/devices")
+    def at(self, *parts: str) -> Path:
+        """As :meth:`file`, as a Path."""
+        return self._path(self.file(*parts))
+
+    def name_of(self, path: str | os.PathLike[str]) -> str:
+        """What the host calls a path below this root: the same without the prefix of a fake root."""
+        return os.fspath(path).removeprefix(self.text)
+
+    def function(self, bdf: Bdf) -> str:
+        """The sysfs directory of one PCI function."""
+        return self.file("sys/bus/pci/devices", str(bdf))
 
     def pci_device(self, bdf: Bdf) -> Path:
-        """The sysfs directory of one function."""
-        return self.pci_devices() / str(bdf)
-
-    def pci_driver(self, driver: str) -> Path:
-        """The sysfs directory of a PCI driver; *driver* has been through :func:`vfio_intx.names.parse_driver`."""
-        return self.at("sys/bus/pci/drivers") / driver
-
-    def iommu_group(self, group: IommuGroup) -> Path:
-        """The sysfs directory of an IOMMU group."""
-        return self.at("sys/kernel/iommu_groups") / str(group)
+        """As :meth:`function`, as a Path."""
+        return self._path(self.function(bdf))
 
 
-def read_text(path: Path, *, root: HostRoot) -> Fact[str]:
+def read_text(path: str | os.PathLike[str], *, root: HostRoot) -> Fact[str]:
     """One small text file as a fact, without its trailing newline; what went wrong is in the fact, never raised.
 
     The source of the fact is the path as the host knows it, without a fake root's prefix.
     """
-    source = "/" + os.path.relpath(path, root.path)
+    source = root.name_of(path)
     try:
         raw = _read_all(path)
     except OSError as error:
@@ -64,7 +85,7 @@ def read_text(path: Path, *, root: HostRoot) -> Fact[str]:
     return Fact.known(raw.decode("utf-8", "backslashreplace").removesuffix("\n"), source)
 
 
-def _read_all(path: Path) -> bytes:
+def _read_all(path: str | os.PathLike[str]) -> bytes:
     # In small pieces: /proc/sys answers ENOMEM to a read with a buffer of some MiB (proc_sys_call_handler).
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -96,10 +117,10 @@ def link_at(directory: int, name: str, where: str) -> Fact[str]:
         return Fact(None, f"{where}/{name}", error.strerror or str(error))
 
 
-def list_names(path: Path, *, root: HostRoot) -> Fact[tuple[str, ...]]:
+def list_names(path: str | os.PathLike[str], *, root: HostRoot) -> Fact[tuple[str, ...]]:
     """The names in a directory, sorted; never raises."""
-    source = "/" + os.path.relpath(path, root.path)
+    source = root.name_of(path)
     try:
-        return Fact.known(tuple(sorted(entry.name for entry in os.scandir(path))), source)
+        return Fact.known(tuple(sorted(os.listdir(path))), source)
     except OSError as error:
         return Fact.unknown(source, error.strerror or str(error))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vfio_intx.chain.fact import Fact
 from vfio_intx.errors import MissingError
@@ -18,8 +18,7 @@ from vfio_intx.host.uses import Use, read_uses
 from vfio_intx.names import Bdf, HostIrq
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """One host at one moment. Reading takes time and the host goes on living: facts of two files may disagree.
 
     :ivar functions: by address, in order.

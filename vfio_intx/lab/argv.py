@@ -39,11 +39,12 @@ _KERNEL = (
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where things lie, on the machine and, under the same paths, in L1."""
+    """Where things lie, on the machine and, under the same paths, in L1. ``qemu`` is None for the machine's own."""
 
     vng: Path
     image: Path
     results_dir: Path
+    qemu: Path | None = None
 
 
 def vng_argv(spec: LabSpec, places: Places, script: Path, *, interactive: bool = False) -> list[str]:
@@ -57,6 +58,7 @@ def vng_argv(spec: LabSpec, places: Places, script: Path, *, interactive: bool =
     argv = [str(places.vng), "--verbose", "--run", str(places.image), "--disable-kvm", "--force-9p"]
     argv += ["--cpus", str(spec.cpus), "--memory", f"{spec.memory_mib}M", "--user", "root", "--cwd", "/"]
     argv += [f"--rwdir={places.results_dir}"]
+    argv += [] if places.qemu is None else ["--qemu", str(places.qemu)]
     argv += ["--shell" if interactive else "--exec", str(script)]
     argv += [f"--qemu-opts={shlex.join(qemu)}"]
     for word in (*_KERNEL, *spec.kernel_arguments):

@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from vfio_intx.deadline import Deadline
 from vfio_intx.errors import VfioIntxError
@@ -35,21 +36,29 @@ def perform(results_dir: Path) -> str:
 
     It takes a few seconds at most, also if QEMU does not answer.
     """
-    with (results_dir / REPORT).open("w", encoding="utf-8") as report:
-        seen: list[str] = []
-        try:
-            for when in ("first", "second"):
-                with contextlib.closing(Monitor(socket_path(results_dir, _SOCKET), _soon())) as monitor:
-                    for question in _QUESTIONS:
-                        answer = monitor.human(question, _soon())
-                        report.write(f"== {when} look: {question}\n{answer}\n")
-                        if question == "info registers":
-                            seen.append(next(_pointers(answer), "unknown"))
-                time.sleep(_APART_S)
-        except (VfioIntxError, OSError) as error:
-            report.write(f"{error}\n")
-            return f"L1's QEMU did not answer: {error}"
+    seen: list[str] = []
+    try:
+        # What QEMU says may hold half a surrogate pair, which no encoding takes.
+        with (results_dir / REPORT).open("w", encoding="utf-8", errors="backslashreplace") as report:
+            try:
+                for when in ("first", "second"):
+                    with contextlib.closing(Monitor(socket_path(results_dir, _SOCKET), _soon())) as monitor:
+                        _look(monitor, when, report, seen)
+                    time.sleep(_APART_S)
+            except VfioIntxError as error:
+                report.write(f"{error}\n")
+                return f"L1's QEMU did not answer: {error}"
+    except (OSError, ValueError) as error:
+        return f"L1 could not be looked at: {error}"
     return f"L1's vCPU was at {' and a second later at '.join(seen)}"
+
+
+def _look(monitor: Monitor, when: str, report: TextIO, seen: list[str]) -> None:
+    for question in _QUESTIONS:
+        answer = monitor.human(question, _soon())
+        report.write(f"== {when} look: {question}\n{answer}\n")
+        if question == "info registers":
+            seen.append(next(_pointers(answer), "unknown"))
 
 
 def _soon() -> Deadline:

@@ -196,13 +196,13 @@ def _unpack(chosen: Base, source: Path | None, into: Path, say: Say) -> None:
         say(f"copying {source}")
         shutil.copytree(source, into, symlinks=True, ignore=shutil.ignore_patterns(".git"))
         return
-    say(f"fetching QEMU {chosen.name} from {chosen.suite}")
+    say(f"fetching QEMU {chosen.release} from {chosen.suite}")
     lists = PackageLists(chosen.suite, cache_root() / "apt" / f"{chosen.suite}-src", source=True)
     lists.update()
     package = lists.download_source("qemu", cache_root() / "qemu" / "source" / chosen.suite)
-    if not re.match(rf"qemu_(\d+:)?{re.escape(chosen.name)}[.+]", package.name):
+    if not re.match(rf"qemu_(\d+:)?{re.escape(chosen.release)}[.+]", package.name):
         raise MissingError(
-            f"{chosen.suite} has {package.name}, not a QEMU {chosen.name}", hint="name a tree with --source"
+            f"{chosen.suite} has {package.name}, not a QEMU {chosen.release}", hint="name a tree with --source"
         )
     say(f"unpacking {package.name}")
     # apt has verified the package against the signed index; dpkg-source would ask for every maintainer's key.

@@ -19,6 +19,8 @@ from vfio_intx.deadline import Deadline
 from vfio_intx.errors import PeerGarbage, PeerGone, PeerRefused, PeerTimeout
 
 _LONGEST = 1 << 24
+#: For the other end to take what is sent: a command is short, so this passes only where it has stopped reading.
+_SEND_S = 30.0
 _END = re.compile(rb"END ([0-9]{1,9}) ([0-9]{1,3})")
 
 
@@ -37,9 +39,11 @@ class LineSocket:
         self._peer = peer
         self._rest = b""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(_SEND_S)
 
         def connected() -> bool:
-            with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+            # BlockingIOError: others wait in front of us, more than it lets wait (unix_stream_connect in net/unix).
+            with contextlib.suppress(FileNotFoundError, ConnectionRefusedError, BlockingIOError):
                 self._socket.connect(str(path))
                 return True
             return False
@@ -49,9 +53,11 @@ class LineSocket:
             raise PeerTimeout(peer, deadline.name, deadline.budget_s)
 
     def send(self, data: bytes) -> None:
-        """:raise PeerGone: if the other end is closed."""
+        """:raise PeerGone: if the other end is closed. :raise PeerTimeout: it does not read; this line is half sent."""
         try:
             self._socket.sendall(data)
+        except TimeoutError as error:
+            raise PeerTimeout(self._peer, "sending", _SEND_S) from error
         except OSError as error:
             raise PeerGone(f"{self._peer} is gone: {error.strerror}") from error
 
@@ -120,6 +126,7 @@ class Monitor:
 
     def __init__(self, path: Path, deadline: Deadline) -> None:
         self._lines = LineSocket(path, "the guest's monitor", deadline)
+        self._number = 0
         self.events: list[dict[str, object]] = []
         try:
             self._message(deadline)
@@ -129,15 +136,23 @@ class Monitor:
             raise
 
     def execute(self, command: str, deadline: Deadline, **arguments: object) -> object:
-        """The ``return`` of a QMP command. :raise PeerRefused: with QEMU's own words."""
-        self._lines.send(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+        """The ``return`` of a QMP command. :raise PeerRefused: with QEMU's own words.
+
+        :raise PeerTimeout: its late answer is recognised and dropped.
+        """
+        self._number += 1
+        request = {"execute": command, "arguments": arguments, "id": self._number}
+        self._lines.send(json.dumps(request).encode() + b"\n")
         while True:
             message = self._message(deadline)
             if "event" in message:
                 self.events.append(message)
+            elif message.get("id", self._number) != self._number:
+                continue
             elif "error" in message:
                 error = message["error"]
-                assert isinstance(error, dict)
+                if not isinstance(error, dict):
+                    raise PeerGarbage("the guest's monitor sent an error that is none")
                 raise PeerRefused(command, str(error.get("class")), str(error.get("desc")))
             elif "return" in message:
                 return message["return"]
@@ -160,7 +175,7 @@ class Monitor:
         line = self._lines.line(deadline)
         try:
             message = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise PeerGarbage("the guest's monitor sent what is not JSON") from error
         if not isinstance(message, dict):
             raise PeerGarbage("the guest's monitor sent what is not an object")

@@ -23,6 +23,8 @@ QEMU_VARIABLE = "VFIO_INTX_QEMU"
 #: Seconds from QEMU's start to the guest's shell; on two cores under TCG it takes some 6.
 BOOT_S = 120.0
 COMMAND_S = 60.0
+#: For a killed QEMU to have given its devices back to the kernel, resets of a card included.
+END_S = 60.0
 
 #: A guest must not outlive the program that started it, not even one killed with SIGKILL: it would hold its devices.
 _DIE_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
@@ -207,14 +209,22 @@ class Guest:
         return self._process.poll() is None
 
     def stop(self) -> None:
-        """Kill QEMU and reap it; the host side of its devices is then released. Calling it again does nothing."""
+        """Kill QEMU and reap it; the host side of its devices is then released. Calling it again does nothing.
+
+        :raise LabLost: if it is still there a minute later.
+        """
         for channel in (self._shell, self._monitor):
             if channel is not None:
                 channel.close()
         self._shell = self._monitor = None
         if self._process.poll() is None:
             self._process.kill()
-        self._process.wait()
+        try:
+            self._process.wait(END_S)
+        except subprocess.TimeoutExpired as error:
+            raise LabLost(
+                f"QEMU, process {self.pid}, outlives its kill by {END_S:g} s: it hangs in the kernel", hint="see dmesg"
+            ) from error
 
     def _deadline(self, name: str) -> Deadline:
         return Deadline.after(name, COMMAND_S)

@@ -15,6 +15,7 @@ import msgspec
 from vfio_intx.deadline import Deadline
 from vfio_intx.errors import LabLost, VfioIntxError, WorldError
 from vfio_intx.lab import scenario as scenarios
+from vfio_intx.lab.build_qemu import build
 from vfio_intx.lab.inside import RESULT
 from vfio_intx.lab.run import run_in_lab, shell_in_lab
 from vfio_intx.names import escape
@@ -72,6 +73,8 @@ def play(name: str, kernel: str | None, words: tuple[str, ...], say: Progress, *
     error: VfioIntxError | None = None
     result: dict[str, object] = {}
     try:
+        if spec.qemu:
+            build(spec.qemu, say)
         say(f"booting the lab (kernel {spec.kernel}) for {name}")
         with scenarios.outside(chosen, results_dir):
             deadline = Deadline.after(f"scenario {name}", scenarios.deadline_s(chosen))

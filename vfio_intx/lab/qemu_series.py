@@ -41,30 +41,35 @@ _FLAGS = (
 class Base:
     """A QEMU release that a distribution carries and that we have a series for.
 
-    :ivar name: the release, ``10.0``; also the folder of its series.
+    :ivar name: the folder of its series: the release, ``10.0``, or ``lab``.
+    :ivar release: of QEMU, as the distribution's source package has it.
     :ivar suite: the Debian suite whose source package it is built from.
     :ivar flags: arguments of ``configure``.
     :ivar qtests: the test programs that touch what the series changes.
     """
 
     name: str
+    release: str
     suite: str
     flags: tuple[str, ...]
     qtests: tuple[str, ...] = ("device-introspect-test", "qmp-cmd-test", "qos-test")
 
 
 BASES = {
-    "10.0": Base("10.0", "trixie", (*_FLAGS, "--enable-pixman")),
-    "7.2": Base("7.2", "bookworm", _FLAGS),
+    "10.0": Base("10.0", "10.0", "trixie", (*_FLAGS, "--enable-pixman")),
+    "7.2": Base("7.2", "7.2", "bookworm", _FLAGS),
 }
 DEFAULT_BASE = "10.0"
+#: What the lab's host can be booted in: cards of L1 that bear other cards' ids. No part of the series, nor meant to be.
+LAB = Base("lab", "10.0", "trixie", (*_FLAGS, "--enable-pixman"))
 
 
 def base(name: str) -> Base:
     """The base of that name. :raise UsageError: listing those there are."""
-    if name not in BASES:
-        raise UsageError(f"there is no series for QEMU {name[:32]!r}", hint="one of " + ", ".join(BASES))
-    return BASES[name]
+    known = {**BASES, LAB.name: LAB}
+    if name not in known:
+        raise UsageError(f"there is no series for QEMU {name[:32]!r}", hint="one of " + ", ".join(known))
+    return known[name]
 
 
 def patches(chosen: Base, folder: Path = PATCHES) -> tuple[Path, ...]:

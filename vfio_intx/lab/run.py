@@ -15,6 +15,7 @@ from vfio_intx.deadline import Deadline
 from vfio_intx.errors import LabLost, MissingError
 from vfio_intx.lab import autopsy, kernels
 from vfio_intx.lab.argv import Places, vng_argv
+from vfio_intx.lab.build_qemu import require_built
 from vfio_intx.lab.initramfs import initramfs_for
 from vfio_intx.lab.outcome import LabResult, lost, read_status
 from vfio_intx.lab.spec import LabSpec
@@ -119,7 +120,8 @@ def _prepare(
     outer = results_dir / OUTER
     outer.write_text(outer_script(setting), "utf-8")
     outer.chmod(0o755)
-    return vng_argv(spec, Places(_vng(), kernel.image, results_dir), outer, interactive=interactive)
+    qemu = require_built(spec.qemu).program if spec.qemu else None
+    return vng_argv(spec, Places(_vng(), kernel.image, results_dir, qemu), outer, interactive=interactive)
 
 
 def _environment() -> dict[str, str]:

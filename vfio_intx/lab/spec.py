@@ -116,6 +116,7 @@ class LabSpec:
     :ivar cpus: leave it at 1: under TCG two vCPUs race while the kernel patches its own code, and L1 dies of it;
         where a scenario needs two, it holds an idle VM open from start to end.
     :ivar kernel_arguments: words added to L1's command line.
+    :ivar qemu: what L1 runs in: a base of ``tools/build-qemu``, empty for the machine's own QEMU.
     """
 
     kernel: str
@@ -123,6 +124,7 @@ class LabSpec:
     memory_mib: int = 3072
     cpus: int = 1
     kernel_arguments: tuple[str, ...] = ()
+    qemu: str = ""
 
     def __post_init__(self) -> None:
         seen: set[str] = set()

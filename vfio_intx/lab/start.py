@@ -35,9 +35,14 @@ for folder in run tmp var/tmp var/log var/lib/vfio-intx; do
     mount -t tmpfs -o mode=1777 tmpfs $root/$folder
 done
 chmod 0700 $root/var/lib/vfio-intx
+number=0
 for folder in {folders}; do
-    # What lies under one of the folders just emptied is shown again.
-    [ -e "$root$folder" ] || {{ mkdir -p "$root$folder"; mount --bind "$lab/machine$folder" "$root$folder"; }}
+    [ -e "$root$folder" ] && continue
+    # What lies under one of the folders just emptied is shown again, with a memory of its own to write to.
+    number=$((number + 1))
+    mkdir -p "$root$folder" $lab/upper-$number $lab/work-$number
+    mount -t overlay -o lowerdir="$lab/machine$folder",upperdir=$lab/upper-$number,workdir=$lab/work-$number \\
+        overlay "$root$folder"
 done
 mkdir -p {results} $root{results}
 mount --bind {results} $root{results}

@@ -107,12 +107,15 @@ def supervise(
         assert process.stderr is not None
         with console.open("wb") as log:
             _follow(process, process.stderr, log, tail, deadline, on_tick)
-        if process.poll() is None:
+        late = process.poll() is None
+        if late:
             on_deadline()
     finally:
         _kill_group(process)
     on_tick()
-    return Ended(process.returncode if process.returncode >= 0 else None, tuple(tail))
+    # As a shell tells of a child that somebody else has killed.
+    status = process.returncode if process.returncode >= 0 else 128 - process.returncode
+    return Ended(None if late else status, tuple(tail))
 
 
 def _follow(

@@ -32,6 +32,10 @@ _LINES = re.compile(r"sent ([0-9]+) received ([0-9]+)")
 #: How each line that the guest writes begins.
 _OPENING = b"a line of text, number"
 
+#: How often the far end of a serial line looks whether it shall stop, and how long QEMU may leave what it sends unread.
+_LOOK_S, _SEND_S = 0.2, 60.0
+_LONGEST_LINE = 4096
+
 #: Seconds for a hot-plugged serial port to become one that opens.
 _PORT_S = 30
 
@@ -178,30 +182,49 @@ class SerialLines:
 
 @contextlib.contextmanager
 def answering(results_dir: Path, name: str) -> Iterator[None]:
-    """Outside of the lab: hold the far end of a serial line while the block runs; each line is answered in capitals."""
+    """Outside of the lab: hold the far end of a serial line while the block runs; each line is answered in capitals.
+
+    :raise LabLost: the far end could not do its part; where the block failed by itself, that is a note on its error.
+    """
     path = socket_path(results_dir, name)
-    stopped = threading.Event()
-    thread = threading.Thread(target=_answer, args=(path, stopped), name=f"outside-{name}", daemon=True)
+    stopped, failures = threading.Event(), list[Exception]()
+
+    def work() -> None:
+        try:
+            _answer(path, stopped)
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work, name=f"outside-{name}", daemon=True)
+
+    def end() -> list[Exception]:
+        stopped.set()
+        thread.join(5)
+        return failures
+
     thread.start()
     try:
         yield
-    finally:
-        stopped.set()
-        thread.join(5)
+    except BaseException as error:
+        for failure in end():
+            error.add_note(f"outside of the lab: {failure}")
+        raise
+    for failure in end():
+        raise failure
 
 
 def _answer(path: Path, stopped: threading.Event) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
+        line.settimeout(_LOOK_S)
 
         def connected() -> bool:
-            with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+            with contextlib.suppress(FileNotFoundError, ConnectionRefusedError, BlockingIOError):
                 line.connect(str(path))
                 return True
             return stopped.is_set()
 
         if not Deadline.after("the serial card's socket", 120).poll(connected):
             raise LabLost(f"QEMU never opened {path}")
-        line.settimeout(0.2)
         rest = b""
         while not stopped.is_set():
             try:
@@ -213,7 +236,23 @@ def _answer(path: Path, stopped: threading.Event) -> None:
             if not data:
                 return
             *whole, rest = (rest + data).split(b"\n")
+            rest = rest[-_LONGEST_LINE:]
             # Only what the guest itself writes is answered: a terminal that still echoes would talk to us for ever.
             # A driver that probes the port may leave bytes of its own in front.
             answers = [text[text.index(_OPENING) :].upper() + b"\n" for text in whole if _OPENING in text]
-            line.sendall(b"".join(answers))
+            if not _send(line, b"".join(answers), path):
+                return
+
+
+def _send(line: socket.socket, data: bytes, path: Path) -> bool:
+    """Send it all, to a QEMU that may be busy for a while; False if it has ended."""
+    line.settimeout(_SEND_S)
+    try:
+        line.sendall(data)
+    except TimeoutError as error:
+        raise LabLost(f"QEMU read nothing from {path} for {_SEND_S:g} s") from error
+    except OSError:
+        return False
+    finally:
+        line.settimeout(_LOOK_S)
+    return True

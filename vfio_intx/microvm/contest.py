@@ -12,11 +12,12 @@ import time
 from array import array
 
 from vfio_intx.chain.scheme import Scheme
+from vfio_intx.deadline import Deadline
 from vfio_intx.errors import VerifyError
 from vfio_intx.microvm import device
 from vfio_intx.microvm.device import LevelDevice, MemoryRegisters
 from vfio_intx.microvm.figures import RoundTrips, SchemeFigures
-from vfio_intx.microvm.guest import GuestParameters, Pin, Word
+from vfio_intx.microvm.guest import GuestParameters, Hold, Pin, Word
 from vfio_intx.microvm.machine import Machine
 from vfio_intx.microvm.schemes import Ends, Wiring, irqchip_of, wiring_of
 
@@ -29,6 +30,8 @@ ALLOWED_S, GRACE_S = 2.0, 8.0
 EDGE_ALLOWED_S, EDGE_ROUNDS = 0.01, 20
 #: So many losses in one round and the scheme is out: a billion times two seconds are too long to wait for.
 _TOO_MANY_LOST = 5
+#: How long an acknowledge that comes too early is waited for.
+_EARLY_S = 0.01
 _PROBE_ROUNDS, _PROBE_ALLOWED_S = 5, 0.05
 _WORD = 0xFFFF_FFFF
 
@@ -37,13 +40,20 @@ _NOTE_NUDGE = (
     "this host's KVM tells userspace of an EOI only at the next event, so the guest sends itself an IPI after each EOI"
 )
 _NOTE_EARLY = (
-    "this host's KVM acknowledged the interrupt before the guest's handler had quieted the card, {} times; vfio fired "
-    "again each time"
+    "this host's KVM acknowledges before the guest's EOI (seen with the guest held in its handler), and so {} of the "
+    "unmasks met a card that still asserted; vfio fired again each time, which makes the repeated runs"
 )
-_NOTE_GUESS = "the guess was wrong {} times: the access was not the one that quiets the card, and vfio fired again"
+_NOTE_UNEXPLAINED = (
+    "{} of the unmasks met a card that still asserted, although KVM was seen to wait for the guest's EOI"
+)
+_NOTE_GUESS = "wrong guesses: {}; the access was not the one that quiets the card, and vfio fired again"
 _NOTE_STALE = (
-    "{} unmasks met a card that asserted: they answered a repeated run of the handler, or a KVM that acknowledges "
-    "before the handler has run; vfio fired again each time"
+    "{} of the unmasks met a card that asserted: they answered a repeated run of the handler, or a KVM that "
+    "acknowledges before the handler has run; vfio fired again each time"
+)
+_NOTE_EXIT = (
+    "{} of the unmasks met a card that still asserted: the exit for the EOI came before the guest had quieted it; vfio "
+    "fired again each time"
 )
 _NOTE_OUT = "stopped early: {} assertions in a row of rounds were lost"
 
@@ -51,6 +61,13 @@ _NOTE_OUT = "stopped early: {} assertions in a row of rounds were lost"
 def note_late(count: int) -> str:
     """The note on interrupts that took longer than allowed."""
     return f"{count} came back after more than {ALLOWED_S:g} s: late, not lost; the host had no time for us"
+
+
+def why_refired(figures: SchemeFigures) -> str:
+    """The note on unmasks that met a card which still asserted: what brings them about under that scheme."""
+    early = _NOTE_EARLY if figures.early else _NOTE_UNEXPLAINED
+    note = {Scheme.TRAP: _NOTE_GUESS, Scheme.ACK_EVENTFD: _NOTE_STALE, Scheme.SPLIT: _NOTE_EXIT}
+    return note.get(figures.scheme, early).format(figures.refired)
 
 
 class Contestant:
@@ -102,6 +119,23 @@ class Contestant:
             self.figures.notes.append(_NOTE_NUDGE)
             self._device.race(1, durations, _PROBE_ALLOWED_S, 1)
         self._settle()
+        if scheme is Scheme.IRQFD:
+            self.figures.early = self._is_early()
+
+    def _is_early(self) -> bool:
+        """Whether KVM acknowledges while the guest waits in its handler, before the EOI. The card is quiet afterwards.
+
+        It tells apart what a repeated run of ``irqfd`` comes from: with a KVM that waits, there must be none.
+        """
+        machine, line = self._machine, self._device
+        machine.mailbox[Word.HOLD] = Hold.BEFORE_EOI
+        try:
+            line.raise_line()
+            machine.wait_for(Word.HELD, Hold.BEFORE_EOI, "guest to enter its handler")
+            return Deadline.after("early acknowledge", _EARLY_S).poll(line.take_unmask, first_s=0.0001, most_s=0.001)
+        finally:
+            machine.mailbox[Word.HOLD] = Hold.NONE
+            self._settle()
 
     def race(self, count: int, durations: array[int]) -> None:
         """One round of *count* interrupts, added to the figures when it is complete.
@@ -158,12 +192,8 @@ class Contestant:
             figures.notes.append(note_late(figures.late))
         if figures.scheme is Scheme.EDGE and figures.triggers:
             figures.notes.append(_NOTE_EDGE.format(figures.triggers))
-        elif figures.refired and figures.scheme is Scheme.TRAP:
-            figures.notes.append(_NOTE_GUESS.format(figures.refired))
-        elif figures.refired and figures.scheme is Scheme.ACK_EVENTFD:
-            figures.notes.append(_NOTE_STALE.format(figures.refired))
         elif figures.refired:
-            figures.notes.append(_NOTE_EARLY.format(figures.refired))
+            figures.notes.append(why_refired(figures))
         return figures
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from vfio_intx.chain.scheme import Scheme
 from vfio_intx.errors import MissingError
 from vfio_intx.host.irq import read_counts
+from vfio_intx.host.pci import read_function
 from vfio_intx.host.root import HostRoot
 from vfio_intx.microvm.bench import rounds_of
 from vfio_intx.microvm.contest import ALLOWED_S, GRACE_S, GSI, note_late
@@ -129,7 +130,8 @@ def race_device(
     :raise MissingError: no INTx, or no such scheme through this line. :raise BusyError: the host IRQ is taken.
     :raise KernelError: another step failed. However it ends, the device's INTx is off and the card is quiet.
     """
-    irq = opened.function.intx_irq.value
+    # Read anew: opening it enabled it, and a function that nobody enabled before had no line until then.
+    irq = (read_function(root, opened.function.bdf) or opened.function).intx_irq.value
     rounds = rounds_of(count)
     durations = array("Q", bytes(8 * max(rounds)))
     partial = False

@@ -56,6 +56,7 @@ class SchemeFigures:
         assertion was new to them.
     :ivar late: acknowledged ones that took longer than allowed.
     :ivar refired: unmasks while the card still asserted, on each of which vfio fires again.
+    :ivar early: whether KVM was seen to acknowledge before the guest's EOI; None where it was not tried.
     :ivar wakeups: wake-ups of the VMM in all, exits of its vCPU included. The card's are not: they are the kernel's.
     :ivar seconds: time spent in rounds, for the rate.
     :ivar notes: what a reader has to know about these figures.
@@ -70,6 +71,7 @@ class SchemeFigures:
     late: int = 0
     repeated: int = 0
     refired: int = 0
+    early: bool | None = None
     wakeups: int = 0
     seconds: float = 0.0
     round_trip: Percentiles | None = None
@@ -155,6 +157,7 @@ def _row(figures: BenchFigures, row: SchemeFigures) -> dict[str, object]:
         "late": row.late,
         "repeated": row.repeated,
         "refired": row.refired,
+        "acknowledged_early": row.early,
         "vmm_wakeups_per_interrupt": round(row.wakeups_per_interrupt, 4),
         "round_trip_us": {
             name: round(getattr(trip, name), 3) if trip is not None else None for name in ("p50", "p99", "p999", "max")

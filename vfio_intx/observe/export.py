@@ -1,7 +1,8 @@
 """Every interrupt into a file, as it is seen: one JSON object a line, or a trace for Perfetto and chrome://tracing.
 
-A file appears under its name only when it is whole: until then it is ``NAME.part``, which is removed when something
-goes wrong. Nothing is held back in memory, so an hour costs as much memory as a second.
+The page and the JSON of a whole run go the same way (:class:`WholeFile`). A file appears under its name only when it
+is whole: until then it is ``NAME.part``, which is removed when something goes wrong. Nothing is held back in memory,
+so an hour costs as much memory as a second.
 
 The Chrome trace-event format is described in "Trace Event Format" (Google, document of the Catapult project): complete
 events (``ph`` "X") with times in microseconds, metadata ("M") that names processes and tracks, instants ("i").
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 import msgspec
 
@@ -34,7 +35,7 @@ class Export:
         self._part = path.with_name(path.name + ".part")
         self._file: BinaryIO | None = None
 
-    def __enter__(self) -> Export:
+    def __enter__(self) -> Self:
         try:
             self._file = self._part.open("wb")
             self._write(self._head())
@@ -75,7 +76,7 @@ class Export:
             raise self._failed("write", error) from error
 
     def _failed(self, operation: str, error: OSError) -> KernelError:
-        hint = "the run was stopped, the incomplete file removed: name a file on another file system"
+        hint = "the run was stopped, the incomplete file removed: name one in a folder that there is, with room"
         return KernelError(operation, str(self._path), error.errno or 0, hint=hint)
 
     def _head(self) -> bytes:
@@ -85,10 +86,18 @@ class Export:
         return b""
 
     def _lines(self, spans: Sequence[Span]) -> Iterable[bytes]:
-        raise NotImplementedError
+        return ()
 
     def _notes(self, anomalies: Iterable[Anomaly]) -> Iterable[bytes]:
         return ()
+
+
+class WholeFile(Export):
+    """A file that is written at the end of a run, but opened at its start: a name that cannot be is told before it."""
+
+    def put(self, data: bytes) -> None:
+        """Write *data*. :raise KernelError: as :meth:`add`."""
+        self._write(data)
 
 
 class SpansFile(Export):

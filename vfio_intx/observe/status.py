@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 
 from vfio_intx.chain.evidence import Evidence, weigh
 from vfio_intx.errors import VfioIntxError
@@ -17,13 +18,14 @@ from vfio_intx.host.iommu import is_vfio_driver
 from vfio_intx.host.pci import list_functions, read_function
 from vfio_intx.host.root import HostRoot
 from vfio_intx.names import Bdf, escape
+from vfio_intx.observe.together import together
+from vfio_intx.observe.visit import Visit
 from vfio_intx.qemu.guestpci import PassedThrough, list_passed_through
 from vfio_intx.qemu.monitor import Monitor
-from vfio_intx.qemu.process import QemuProcess, find_processes, monitor_sockets
-from vfio_intx.qemu.transports import open_first
+from vfio_intx.qemu.process import QemuProcess, find_processes, open_monitor_of
 from vfio_intx.wiring.inspect import Board, read_board, report
 from vfio_intx.wiring.line import LineReport, Uptake
-from vfio_intx.wiring.verify import HostLine, Sample, Witness, close_sample, no_witness, open_sample, read_host_line
+from vfio_intx.wiring.verify import HostLine, Sample, Witness, close_samples, no_witness, open_samples, read_host_line
 
 #: Opens a VM's monitor; the caller closes it.
 Opener = Callable[[], Monitor]
@@ -56,7 +58,7 @@ class _Asked:
 
     board: Board
     devices: tuple[tuple[PassedThrough, Bdf], ...]
-    first: dict[Bdf, Sample]
+    first: Mapping[Bdf, Sample]
 
 
 def gather(
@@ -65,15 +67,17 @@ def gather(
     """Every VM of this machine, with the lines of those that have passed-through functions.
 
     :param interval_s: how long the counters are watched; nothing is held meanwhile.
-    :param budget_s: for each wait on one QEMU.
+    :param budget_s: for each wait on one QEMU; all are asked at once.
     :param witness: watches each line during the interval for further evidence.
     """
     processes = find_processes(root)
     busy = [process for process in processes if _may_have_lines(process)]
-    visits = [(process, _visit(root, _opener(root, process, budget_s))) for process in busy]
-    asked = [(process.pid, found) for process, found in visits if isinstance(found, _Asked)]
+    found = together([partial(_visit, root, _opener(root, process, budget_s)) for process in busy])
+    visits = list(zip(busy, found, strict=True))
+    asked = [(process.pid, one) for process, one in visits if isinstance(one, _Asked)]
     seen = _watch(asked, interval_s, witness)
-    told = {process.pid: _conclude(root, process, found, budget_s, seen) for process, found in visits}
+    ends = together([partial(_conclude, root, process, one, budget_s, seen) for process, one in visits])
+    told = {process.pid: end for process, end in zip(busy, ends, strict=True)}
     return tuple(told.get(process.pid) or _without_lines(process) for process in processes)
 
 
@@ -81,10 +85,10 @@ def gather_one(
     root: HostRoot, opener: Opener, *, interval_s: float, witness: Witness = no_witness, name: str | None = None
 ) -> VmStatus:
     """The VM behind one monitor that was named. :raise VfioIntxError: if it cannot be asked."""
-    with closing(opener()) as monitor:
+    with closing(Visit(opener())) as monitor:
         pid, asked = monitor.peer_pid, _ask_first(monitor, root)
     seen = _watch([(pid, asked)], interval_s, witness)
-    with closing(opener()) as monitor:
+    with closing(Visit(opener())) as monitor:
         return VmStatus(pid, name, asked.board.machine, _ask_again(monitor, root, asked, seen))
 
 
@@ -110,16 +114,12 @@ def _without_lines(process: QemuProcess) -> VmStatus:
 
 
 def _opener(root: HostRoot, process: QemuProcess, budget_s: float) -> Opener:
-    def opened() -> Monitor:
-        sockets = monitor_sockets(root, process)
-        return open_first(sockets, f"VM {process.label}", budget_s=budget_s, root=root)
-
-    return opened
+    return lambda: open_monitor_of(root, process, budget_s=budget_s)
 
 
 def _visit(root: HostRoot, opener: Opener) -> _Asked | VfioIntxError:
     try:
-        with closing(opener()) as monitor:
+        with closing(Visit(opener())) as monitor:
             return _ask_first(monitor, root)
     except VfioIntxError as error:
         return error
@@ -127,7 +127,7 @@ def _visit(root: HostRoot, opener: Opener) -> _Asked | VfioIntxError:
 
 def _ask_first(monitor: Monitor, root: HostRoot) -> _Asked:
     devices = tuple((device, device.host) for device in list_passed_through(monitor) if device.host is not None)
-    first = {bdf: open_sample(monitor, root, bdf) for _, bdf in devices}
+    first = open_samples(monitor, root, [bdf for _, bdf in devices])
     return _Asked(read_board(monitor), devices, first)
 
 
@@ -135,8 +135,9 @@ def _ask_again(
     monitor: Monitor, root: HostRoot, asked: _Asked, seen: Mapping[Bdf, Sequence[Evidence]]
 ) -> tuple[LineReport, ...]:
     found: list[LineReport] = []
+    last = close_samples(monitor, root, [bdf for _, bdf in asked.devices])
     for device, bdf in asked.devices:
-        samples = (asked.first[bdf], close_sample(monitor, root, bdf))
+        samples = (asked.first[bdf], last[bdf])
         found.append(report(monitor, asked.board, device, bdf, samples, further=seen.get(bdf, ())))
     return tuple(found)
 
@@ -153,7 +154,7 @@ def _conclude(
     if isinstance(found, _Asked):
         machine = found.board.machine
         try:
-            with closing(_opener(root, process, budget_s)()) as monitor:
+            with closing(Visit(_opener(root, process, budget_s)())) as monitor:
                 lines = _ask_again(monitor, root, found, seen)
             return VmStatus(process.pid, process.command_line.name, machine, lines)
         except VfioIntxError as second:

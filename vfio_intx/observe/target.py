@@ -13,7 +13,7 @@ from vfio_intx.host.pci import read_function
 from vfio_intx.host.root import HostRoot
 from vfio_intx.names import Bdf, Gsi, HostIrq
 from vfio_intx.observe.events import Kind, Target
-from vfio_intx.qemu.process import find_processes
+from vfio_intx.qemu.process import find_processes, read_descriptors
 
 _MESSAGE = -1
 _OF_PINS = (Kind.SET_IRQ, Kind.IOAPIC, Kind.PIC, Kind.ACK)
@@ -30,6 +30,16 @@ def threads_of(root: HostRoot, pid: int) -> tuple[int, ...]:
         raise MissingError(f"there is no process {pid}", hint="vfio-intx status lists the VMs of this host") from error
     except OSError as error:
         raise KernelError("open", f"/proc/{pid}/task", error.errno or 0) from error
+
+
+def need_kvm(root: HostRoot, pid: int | None) -> None:
+    """Nothing, where the process has a VM of KVM, or where that cannot be seen.
+
+    :raise MissingError: it has none (QEMU emulates the CPU, or it is no VM at all), so no event would ever come.
+    """
+    held = read_descriptors(root, pid).value if pid is not None else None
+    if held is not None and not held.kvm_vm:
+        raise MissingError(f"process {pid} has no VM of KVM", hint="vfio-intx status lists the VMs of this host")
 
 
 def irq_of(root: HostRoot, bdf: Bdf) -> tuple[HostIrq, str]:

@@ -44,10 +44,14 @@ class Timeline:
             self._seen += 1
 
 
-def render(report: Report, timeline: Timeline, title: str) -> str:
-    """The page: one HTML file that needs nothing else."""
+def render(report: Report, timeline: Timeline, title: str, where: str = "") -> str:
+    """The page: one HTML file that needs nothing else.
+
+    :param where: a sentence for its foot: the kernel and the time, for whoever is sent the page.
+    """
     data = {
         "title": title,
+        "where": where,
         "report": to_json(report),
         "chain": [stage.value for stage in CHAIN],
         "histograms": {

@@ -151,6 +151,10 @@ class Instance:
     def _set_up(self, tracefs: Path) -> None:
         self._write("tracing_on", "0")
         self._choose_clock()
+        # In older kernels (seen on 6.1) one flag, ring_buffer_expanded, says for all instances that buffers have grown
+        # from their first few KiB. A size given to ours sets it, and whoever uses the global buffer next is left with
+        # 7 KiB. A write to an event switch grows the global buffer first (tracing_update_buffers), as any use does.
+        self._write("events/enable", "0")
         self._write("buffer_size_kb", str(self.size_kb))
         with contextlib.suppress(OSError):
             # Names of threads are not needed, and keeping them would hook every context switch.

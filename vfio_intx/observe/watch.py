@@ -6,18 +6,16 @@ management has suspended is not read, because that would wake it.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from vfio_intx.chain.fact import Fact
-from vfio_intx.host.irq import read_interrupts
+from vfio_intx.host.irq import read_interrupts, vfio_device
 from vfio_intx.host.root import HostRoot, read_text
 from vfio_intx.names import Bdf, HostIrq
 from vfio_intx.observe.state import Guest, Look, State, advanced, judge
 
-_ACTION = re.compile(r"vfio-intx\(([0-9a-f:.]{7,16})\)", re.ASCII)
 _COMMAND_DISINTX = 1 << 10
 _STATUS_INTX = 1 << 3
 _ALL_ONES = b"\xff" * 8
@@ -77,9 +75,8 @@ class Watcher:
         found = {}
         for irq, line in (read_interrupts(self.root).value or {}).items():
             for action in line.actions:
-                match = _ACTION.fullmatch(action)
-                if match:
-                    bdf = Bdf.parse(match[1])
+                bdf = vfio_device(action)
+                if bdf is not None:
                     look = self._look(bdf, irq, line.count, now)
                     found[bdf] = self._follow(bdf, irq, look)
                     rows.append(self._row(bdf, found[bdf], look))

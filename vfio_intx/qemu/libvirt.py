@@ -24,6 +24,8 @@ from vfio_intx.qemu.monitor import DEFAULT_BUDGET_S, LONGEST_LINE, Event
 
 _DOMAIN = re.compile(r"[A-Za-z0-9_.:+@][A-Za-z0-9_.:+@ -]{0,127}")
 _LONGEST_WORDS = 1024
+#: For a killed virsh to be gone.
+_KILL_S = 1.0
 
 
 class _Error(msgspec.Struct, frozen=True):
@@ -127,7 +129,12 @@ class VirshMonitor:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill what still runs. What virsh has started in a session of its own (ssh does) may keep our pipes open."""
     if process.poll() is None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_KILL_S)
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()

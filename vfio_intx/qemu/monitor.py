@@ -42,11 +42,13 @@ LONGEST_LINE = 8 << 20
 MOST_EVENTS = 1024
 _CLOSE_BUDGET_S = 1.0
 _LONGEST_WORDS = 1024
+#: Most characters of an event's members, names included; QEMU's own have some hundreds.
+_LARGEST_EVENT = 16384
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something QEMU told of unasked. ``data`` is unchecked: compare it, never trust it."""
+    """Something QEMU told of unasked. ``data`` are its plain members, unchecked: compare them, never trust them."""
 
     name: str
     data: Mapping[str, object]
@@ -146,7 +148,7 @@ class QmpMonitor:
 
     @property
     def events_dropped(self) -> int:
-        """How many events were dropped because nobody asked for them in time."""
+        """How many events were dropped: nobody asked for them in time, or they were too large to be any of QEMU's."""
         return self._dropped
 
     def _greet(self, client: QMPClient, sock: socket.socket) -> None:
@@ -214,8 +216,12 @@ class QmpMonitor:
         """The client's event filter: take the event, and tell the client to keep nothing."""
         name, data = message.get("event"), message.get("data", {})
         if isinstance(name, str) and isinstance(data, dict):
+            plain = {key: value for key, value in data.items() if isinstance(value, str | int | float | None)}
+            if len(name) + sum(len(key) + len(str(value)) for key, value in plain.items()) > _LARGEST_EVENT:
+                self._dropped += 1
+                return False
             self._dropped += len(self._events) == MOST_EVENTS
-            self._events.append(Event(name, data))
+            self._events.append(Event(name, plain))
         return False
 
     def _run(self, step: Coroutine[Any, Any, T], deadline: Deadline) -> T:

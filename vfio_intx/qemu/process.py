@@ -15,7 +15,8 @@ from vfio_intx.errors import MissingError, RefusedError
 from vfio_intx.host.root import HostRoot, list_names, read_text
 from vfio_intx.names import IommuGroup
 from vfio_intx.qemu.cmdline import CommandLine, MonitorAddress, parse_command_line
-from vfio_intx.qemu.transports import listening_sockets
+from vfio_intx.qemu.monitor import Monitor
+from vfio_intx.qemu.transports import listening_sockets, open_first
 
 _PROGRAM = re.compile(r"(?:qemu-system-[a-z0-9_]+|qemu-kvm|kvm|qemu)(?: \(deleted\))?")
 _SOCKET = re.compile(r"socket:\[(?P<inode>[0-9]{1,19})\]")
@@ -152,6 +153,23 @@ def monitor_sockets(root: HostRoot, process: QemuProcess) -> tuple[Path, ...]:
     listening = listening_sockets(root) if inodes else {}
     found = (_reachable(root, process.pid, one, inodes, listening) for one in process.command_line.monitors)
     return tuple(dict.fromkeys(path for path in found if path is not None))
+
+
+def open_monitor_of(root: HostRoot, process: QemuProcess, *, budget_s: float) -> Monitor:
+    """A monitor of that very VM.
+
+    A path is not an identity: a QEMU that was started later may have taken it over, and what a container calls its
+    socket may be a link to ours. So the process that answers must not be another QEMU. (It may be none: a manager that
+    listens and hands the socket down.)
+
+    :raise WorldError: as :func:`~vfio_intx.qemu.transports.open_first` does.
+    """
+
+    def is_another(pid: int) -> bool:
+        return pid != process.pid and read_process(root, pid) is not None
+
+    paths = monitor_sockets(root, process)
+    return open_first(paths, f"VM {process.label}", budget_s=budget_s, root=root, is_another=is_another)
 
 
 def _reachable(

@@ -13,6 +13,7 @@ import re
 import socket
 import stat
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 from vfio_intx.deadline import Deadline
@@ -194,10 +195,18 @@ def proxmox_socket(vmid: str, root: HostRoot) -> Path:
     return root.at(PROXMOX_SOCKETS, f"{parse_natural(vmid, 'a VMID', least=100, most=999_999_999)}.qmp")
 
 
-def open_first(paths: tuple[Path, ...], whose: str, *, budget_s: float, root: HostRoot) -> Monitor:
+def open_first(
+    paths: tuple[Path, ...],
+    whose: str,
+    *,
+    budget_s: float,
+    root: HostRoot,
+    is_another: Callable[[int], bool] = lambda pid: False,
+) -> Monitor:
     """The first of some monitor sockets that serves us; a held one is passed over for the next.
 
     :param whose: the VM in words.
+    :param is_another: whether the process of that pid is another VM, whose monitor is then left at once.
     :raise MissingError: if there are none. :raise WorldError: what went wrong with the last one.
     """
     if not paths:
@@ -205,10 +214,21 @@ def open_first(paths: tuple[Path, ...], whose: str, *, budget_s: float, root: Ho
             f"{whose} has no QMP socket that its command line or its descriptors tell of",
             hint="start it with -qmp unix:PATH,server=on,wait=off; for a VM of libvirt use --libvirt",
         )
+
+    def opened(path: Path) -> Monitor:
+        monitor = connect(path, budget_s=budget_s, root=root)
+        if monitor.peer_pid is not None and is_another(monitor.peer_pid):
+            monitor.close()
+            raise PeerGone(
+                f"another VM, process {monitor.peer_pid}, answers at {path} now, not {whose}",
+                hint="give each VM a -qmp socket of its own",
+            )
+        return monitor
+
     free = sorted(paths, key=lambda path: clients_of(path, root))
     for path in free[:-1]:
         try:
-            return connect(path, budget_s=budget_s, root=root)
+            return opened(path)
         except (BusyError, PeerTimeout, PeerGone, MissingError):
             continue
-    return connect(free[-1], budget_s=budget_s, root=root)
+    return opened(free[-1])

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import signal
 import subprocess
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +25,8 @@ from vfio_intx.wiring.steps import Binding, Step, Write
 
 #: A driver's probe or remove takes milliseconds; a card that resets slowly, some seconds.
 WRITE_BUDGET_S = 10.0
+#: For a killed program to be gone; it takes longer only where it hangs in the kernel.
+_KILL_S = 1.0
 _SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 
 
@@ -65,7 +67,10 @@ class LocalMachine:
 
     def write(self, write: Write, deadline: Deadline) -> None:
         """Write to a file of sysfs from a child process; see :meth:`Machine.write`."""
-        status = _in_child(lambda: _write_once(self.root.at(write.path.lstrip("/")), write.text), deadline)
+        try:
+            status = _in_child(lambda: _write_once(self.root.at(write.path.lstrip("/")), write.text), deadline)
+        except OSError as error:
+            raise KernelError("fork", f"a writer of {write.path}", error.errno or 0) from error
         if status is None:
             raise StuckWrite(
                 "write",
@@ -79,17 +84,17 @@ class LocalMachine:
     def load_module(self, name: str, deadline: Deadline) -> None:
         """Run ``modprobe``; see :meth:`Machine.load_module`."""
         try:
-            done = subprocess.run(
-                ["modprobe", name], capture_output=True, text=True, timeout=deadline.left() or 0.001, check=False
-            )
+            status, said = _run_to_its_end(["modprobe", name], deadline)
         except FileNotFoundError as error:
             raise MissingError("there is no modprobe to load a module with", hint="apt install kmod") from error
+        except OSError as error:
+            raise KernelError("exec", "modprobe", error.errno or 0) from error
         except subprocess.TimeoutExpired as error:
             raise MissingError(
                 f"modprobe {name} did not end within {deadline.budget_s:g} s", hint="see dmesg"
             ) from error
-        if done.returncode:
-            said = escape(done.stderr.strip()[:300])
+        if status:
+            said = escape(said.strip()[:300])
             raise MissingError(
                 f"the kernel module {name} cannot be loaded: {said}",
                 hint="install this kernel's full set of modules; cloud kernels have no vfio",
@@ -108,32 +113,53 @@ def _in_child(action: Callable[[], None], deadline: Deadline) -> int | None:
     raise an exception there.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    child = os.fork()
-    if child == 0:
-        status = 255
-        try:
-            action()
-            status = 0
-        except OSError as error:
-            status = error.errno or 255
-        finally:
-            os._exit(status)
     try:
+        child = os.fork()
+        if child == 0:
+            status = 255
+            try:
+                action()
+                status = 0
+            except OSError as error:
+                status = error.errno or 255
+            finally:
+                os._exit(status)
         return _reap(child, deadline)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _reap(child: int, deadline: Deadline) -> int | None:
-    handle = os.pidfd_open(child)
+    """The child's exit status. Nothing is opened for it: a process that has no descriptor left must still undo."""
+    ended: list[int] = []
+
+    def reaped() -> bool:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        ended.extend([os.waitstatus_to_exitcode(status)] if pid else [])
+        return bool(pid)
+
+    return ended[0] if deadline.poll(reaped, first_s=0.0002, most_s=0.02) else None
+
+
+def _run_to_its_end(argv: list[str], deadline: Deadline) -> tuple[int, str]:
+    """Exit status and stderr of a program. One that hangs in the kernel outlives its kill, and is not waited for.
+
+    :raise TimeoutExpired: and whatever else ends the wait; the program has been killed then.
+    """
+    process = subprocess.Popen(
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
+    )
     try:
-        waiter = select.poll()
-        waiter.register(handle, select.POLLIN)
-        if not waiter.poll(max(1, int(deadline.left() * 1000))):
-            return None
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        _, said = process.communicate(timeout=deadline.left())
+    except BaseException:
+        process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_KILL_S)
+        raise
     finally:
-        os.close(handle)
+        if process.stderr is not None:
+            process.stderr.close()
+    return process.returncode, said
 
 
 def read_binding(root: HostRoot, bdf: Bdf, ids: PciIds | None = None) -> Binding:

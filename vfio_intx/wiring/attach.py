@@ -50,6 +50,14 @@ class Request:
     prove_s: float = 3.0
     direct: bool = False
 
+    def __post_init__(self) -> None:
+        """:raise UsageError: the scheme is none that stock QEMU can be told."""
+        if self.scheme not in CHOICES:
+            raise UsageError(
+                f"QEMU cannot be told to use {self.scheme.value}",
+                hint="irqfd or trap; split comes from starting QEMU with kernel-irqchip=split",
+            )
+
     @property
     def id(self) -> str:
         """The id that the device gets."""
@@ -72,16 +80,10 @@ class Plan:
 def plan(request: Request, monitor: Monitor, root: HostRoot) -> Plan:
     """Look at host and VM and decide; nothing is changed.
 
-    :raise UsageError: the scheme is none that stock QEMU can be told.
     :raise MissingError: something is not there: function, pin, group, bus, QEMU's feature.
     :raise RefusedError: the function is not ready, or the VM cannot run the scheme.
     :raise BusyError: another VM, or this one, has the function.
     """
-    if request.scheme not in CHOICES:
-        raise UsageError(
-            f"QEMU cannot be told to use {request.scheme.value}",
-            hint="irqfd or trap; split comes from starting QEMU with kernel-irqchip=split",
-        )
     function = require_ready(root, request.bdf)
     features = probe(monitor)
     require_attach(features, monitor)

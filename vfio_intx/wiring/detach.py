@@ -41,7 +41,7 @@ class Detached:
         if not self.was_there:
             return f"{self.bdf} is not in this VM: nothing to do"
         late = "" if self.released else "\n  note: QEMU has not closed it yet; wait before it is bound elsewhere"
-        return f"{self.bdf} is out of the VM; it is still bound to vfio-pci (vfio-intx restore gives it back){late}"
+        return f"{self.bdf} is out of the VM and still on vfio-pci; vfio-intx restore {self.bdf} gives it back{late}"
 
 
 def find_device(monitor: Monitor, bdf: Bdf) -> PassedThrough | None:
@@ -54,11 +54,16 @@ def detach(monitor: Monitor, root: HostRoot, bdf: Bdf, *, timeout_s: float = 10.
 
     :raise PeerTimeout: the guest did not answer in time: the device is still there and the request pending.
     :raise PeerRefused: QEMU or the guest refused. :raise PeerGone: the VM ended, and with it the attachment.
+    :raise KeyboardInterrupt: with a note: a request that QEMU has cannot be taken back.
     """
     device = find_device(monitor, bdf)
     if device is None:
         return Detached(bdf, None, was_there=False, released=True)
-    remove(monitor, device.path, device.id, budget_s=timeout_s)
+    try:
+        remove(monitor, device.path, device.id, budget_s=timeout_s)
+    except KeyboardInterrupt as stop:
+        stop.add_note(f"the guest may have been asked already to let {bdf} go, and may do it later: vfio-intx status")
+        raise
     released = wait_released(monitor, root, bdf, budget_s=_RELEASE_S)
     return Detached(bdf, device.id, was_there=True, released=released)
 

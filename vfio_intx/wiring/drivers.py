@@ -17,7 +17,7 @@ from vfio_intx.host.kernel import vfio_pci_loaded
 from vfio_intx.host.pci import NO_GROUP, PciFunction, PciIds, read_function
 from vfio_intx.host.snapshot import Snapshot, take_snapshot
 from vfio_intx.names import Bdf
-from vfio_intx.wiring.apply import Machine, apply, read_binding
+from vfio_intx.wiring.apply import Machine, StuckWrite, apply, read_binding
 from vfio_intx.wiring.journal import Record, StateDirectory, open_state
 from vfio_intx.wiring.plan import VFIO_PCI, Change, goal_of_bind, steps_of
 from vfio_intx.wiring.refusals import refusals
@@ -198,7 +198,9 @@ def plan_unbind(machine: Machine, record: Record | None, bdf: Bdf) -> Change:
             hint=f"vfio-intx bind {bdf} gives it to vfio-pci",
         )
     first = record.first.override if record is not None else ""
-    goal = Binding("", first if now.override == VFIO_PCI else now.override)
+    # The first driver's name, too, is of our making while it is on its way back, or was when its restore died.
+    ours = {VFIO_PCI} | ({record.first.driver} if record is not None and not record.settled else set())
+    goal = Binding("", first if now.override in ours else now.override)
     _refuse_held(machine, bdf, now)
     return Change(bdf, now, goal)
 
@@ -244,7 +246,7 @@ def need_rights(machine: Machine, verb: str, bdfs: Sequence[Bdf]) -> None:
     if not machine.may_change():
         raise RefusedError(
             f"{verb} changes drivers, which only root may do; nothing was changed",
-            hint=f"sudo vfio-intx {verb} {' '.join(map(str, bdfs))}",
+            hint=" ".join(("sudo vfio-intx", verb, *map(str, bdfs))),
         )
 
 
@@ -262,7 +264,7 @@ def _refuse_held(machine: Machine, bdf: Bdf, now: Binding) -> None:
     if holders:
         raise BusyError(
             f"{bdf} is in use by {', '.join(map(str, holders))}; unbinding it now would block in the kernel",
-            hint=f"vfio-intx detach {bdf}, or end that process, then try again",
+            hint=f"vfio-intx detach {bdf} --pid {holders[0].pid}, or end that process, then try again",
         )
 
 
@@ -272,10 +274,12 @@ def _carry_out(machine: Machine, state: StateDirectory, changes: Sequence[Change
     former = {change.bdf: state.read(change.bdf) for change in changes}
     active = [change for change in changes if not change.is_done]
     records = [_record(change, former[change.bdf], ids[change.bdf]) for change in active]
-    for record in records:
-        state.write(record)
     try:
+        for record in records:
+            state.write(record)
         apply(machine, [step for change in active for step in steps_of(change)], ids)
+    except StuckWrite:
+        raise  # what hangs may still happen, whatever can be read now: the records stay, for restore
     except BaseException:
         _settle_failure(machine, state, active, former)
         raise

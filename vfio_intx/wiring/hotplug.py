@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from vfio_intx.deadline import Deadline
-from vfio_intx.errors import PeerError, PeerGone, PeerRefused, PeerTimeout
+from vfio_intx.errors import PeerGone, PeerRefused, PeerTimeout, WorldError
 from vfio_intx.host.holders import group_holders
 from vfio_intx.host.pci import read_function
 from vfio_intx.host.root import HostRoot
@@ -19,6 +19,9 @@ from vfio_intx.wiring.verify import read_host_line
 _PERIPHERAL = "/machine/peripheral"
 #: ``GenericError`` is the only class; QEMU 5.1 and later say it in these words (qdev_unplug in softmmu/qdev-monitor.c).
 _UNDER_WAY = "already in the process of unplug"
+#: For some seconds after a plug the slot's power indicator blinks, and no unplug is taken
+#: (pcie_cap_slot_unplug_request_cb in hw/pci/pcie.c, shpc_device_unplug_request_cb in hw/pci/shpc.c).
+_BUSY = "guest is busy"
 _UNPLUG_ERRORS = ("DEVICE_UNPLUG_GUEST_ERROR", "MEM_UNPLUG_ERROR")
 
 
@@ -56,13 +59,7 @@ def remove(monitor: Monitor, path: str, device_id: str | None, *, budget_s: floa
     :raise PeerTimeout: the guest did not answer; the request stays with it and QEMU will act on a late answer.
     :raise PeerRefused: QEMU or the guest refused; the device is still there.
     """
-    try:
-        monitor.execute("device_del", {"id": device_id or path}, budget_s=budget_s)
-    except PeerRefused as error:
-        if not _is_there(monitor, path):
-            return
-        if _UNDER_WAY not in error.description:
-            raise
+    _request_removal(monitor, path, device_id, budget_s=budget_s)
     deadline = Deadline.after("the guest lets the device go", budget_s)
     if deadline.poll(lambda: _is_gone(monitor, path, device_id)):
         return
@@ -77,17 +74,40 @@ def remove(monitor: Monitor, path: str, device_id: str | None, *, budget_s: floa
     )
 
 
+def _request_removal(monitor: Monitor, path: str, device_id: str | None, *, budget_s: float) -> None:
+    """``device_del``, again while the guest is still busy with the plug; done too where the device is gone already."""
+    deadline = Deadline.after("the guest has finished the plug", budget_s)
+    busy: list[PeerRefused] = []
+
+    def taken() -> bool:
+        try:
+            monitor.execute("device_del", {"id": device_id or path}, budget_s=budget_s)
+        except PeerRefused as error:
+            if not _is_there(monitor, path) or _UNDER_WAY in error.description:
+                return True
+            if _BUSY not in error.description:
+                raise
+            busy[:] = [error]
+            return False
+        return True
+
+    if not deadline.poll(taken):
+        busy[0].hint = "the device stays in the VM: the guest is still plugging it in; detach again in some seconds"
+        raise busy[0]
+
+
 def _is_there(monitor: Monitor, path: str) -> bool:
     container, _, name = path.rpartition("/")
     return any(one.name == name for one in ask(monitor, "qom-list", replies.Properties, {"path": container}))
 
 
 def _is_gone(monitor: Monitor, path: str, device_id: str | None) -> bool:
-    there = _is_there(monitor, path)
+    if not _is_there(monitor, path):
+        return True
     for event in monitor.take_events():
         if event.name in _UNPLUG_ERRORS and path in (event.data.get("path"), event.data.get("device")):
             raise PeerRefused("device_del", "GuestError", "the guest refuses to let the device go")
-    return not there
+    return False
 
 
 def wait_released(monitor: Monitor, root: HostRoot, bdf: Bdf, *, budget_s: float) -> bool:
@@ -129,10 +149,14 @@ def undone_on_failure(monitor: Monitor, device_id: str, *, budget_s: float) -> I
 def _undo(monitor: Monitor, device_id: str, budget_s: float, failure: BaseException) -> str:
     if isinstance(failure, PeerGone):
         return "the VM's end takes the device out; it stays bound to vfio-pci"
+    if isinstance(failure, PeerRefused) and failure.command == "device_add":
+        # Whatever has that id now is somebody else's: it may have come between our look and our device_add.
+        return "nothing was added to the VM"
     try:
         if not is_present(monitor, device_id):
             return "nothing was added to the VM"
         remove(monitor, f"{_PERIPHERAL}/{device_id}", device_id, budget_s=budget_s)
-    except PeerError as error:
-        return f"the device may still be in the VM as {device_id}: {error}; take it out with `vfio-intx detach`"
+    except (WorldError, KeyboardInterrupt) as error:
+        why = str(error) or "the undoing was interrupted"
+        return f"the device may still be in the VM as {device_id}: {why}; take it out with `vfio-intx detach`"
     return "the device was taken out of the VM again"

@@ -15,12 +15,11 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
-
-import msgspec
+from typing import NamedTuple
 
 from vfio_intx.abi.filelock import try_lock
+from vfio_intx.chain.plain import from_json, to_json
 from vfio_intx.deadline import Deadline
 from vfio_intx.errors import BusyError, RefusedError, UsageError, VfioIntxError, WorldError
 from vfio_intx.host.pci import PciIds
@@ -35,8 +34,7 @@ _LONGEST = 1 << 14
 _SUFFIX = ".record"
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """What is known of a function that this program has changed.
 
     :ivar ids: what the function is; a record says nothing about another card at the same address.
@@ -53,7 +51,7 @@ class Record:
 
     def settle(self) -> Record:
         """The same record with its change completed."""
-        return replace(self, settled=True)
+        return self._replace(settled=True)
 
 
 class BadRecord(WorldError):
@@ -62,7 +60,7 @@ class BadRecord(WorldError):
 
 def encode(record: Record) -> bytes:
     """The bytes of a record's file."""
-    body = msgspec.json.encode(record)
+    body = to_json(record)
     return f"{_MAGIC} {_VERSION} {hashlib.sha256(body).hexdigest()}\n".encode() + body
 
 
@@ -80,11 +78,11 @@ def decode(raw: bytes, name: str) -> Record:
     if words[2] != hashlib.sha256(body).hexdigest():
         raise BadRecord(f"{name} is damaged: its checksum does not match", hint=hint)
     try:
-        record = msgspec.json.decode(body, type=Record)
+        record = from_json(body, Record)
         for driver in (record.first.driver, record.first.override, record.goal.driver, record.goal.override):
             if driver:
                 parse_driver(driver)
-    except (msgspec.MsgspecError, UsageError) as error:
+    except (ValueError, UsageError) as error:
         raise BadRecord(f"{name} does not hold a record: {error}", hint=hint) from error
     return record
 
@@ -100,13 +98,17 @@ class StateDirectory:
         """The record of a function, None where there is none. :raise BadRecord: if it is not to be trusted."""
         name = f"{bdf}{_SUFFIX}"
         try:
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)
+            # Non-blocking: a FIFO in a record's place would have no other end.
+            fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise BadRecord(f"{self.path / name} cannot be opened: {error.strerror}") from error
-        with os.fdopen(fd, "rb") as file:
-            record = decode(file.read(_LONGEST), str(self.path / name))
+        try:
+            with os.fdopen(fd, "rb") as file:
+                record = decode(file.read(_LONGEST), str(self.path / name))
+        except OSError as error:
+            raise BadRecord(f"{self.path / name} cannot be read: {error.strerror}") from error
         if record.bdf != bdf:
             raise BadRecord(f"{self.path / name} is the record of {record.bdf}")
         return record
@@ -134,16 +136,31 @@ class StateDirectory:
             ) from error
 
     def remove(self, bdf: Bdf) -> None:
-        """Forget a function, durably, with what a write that died left; it need not have been known."""
-        for name in (f"{bdf}{_SUFFIX}", f"{bdf}{_SUFFIX}.new"):
-            with suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=self._fd)
-        os.fsync(self._fd)
+        """Forget a function, durably, with what a write that died left; it need not have been known.
+
+        :raise WorldError: if that fails; the function itself is not touched.
+        """
+        try:
+            for name in (f"{bdf}{_SUFFIX}", f"{bdf}{_SUFFIX}.new"):
+                with suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=self._fd)
+            os.fsync(self._fd)
+        except OSError as error:
+            raise WorldError(
+                f"the record of {bdf} in {self.path} cannot be removed: {error.strerror}",
+                hint=f"look at {self.path / str(bdf)}{_SUFFIX}*; when the device is as it should be, delete them",
+            ) from error
 
     def recorded(self) -> tuple[Bdf, ...]:
-        """The functions that have a record, trustworthy or not."""
-        names = (entry.name for entry in os.scandir(self._fd))
-        return tuple(sorted(Bdf.parse(name.removesuffix(_SUFFIX)) for name in names if name.endswith(_SUFFIX)))
+        """The functions that have a record, trustworthy or not. A file of another name is not ours."""
+        with os.scandir(self._fd) as entries:
+            names = [entry.name.removesuffix(_SUFFIX) for entry in entries if entry.name.endswith(_SUFFIX)]
+        found: list[Bdf] = []
+        for name in names:
+            with suppress(UsageError):
+                bdf = Bdf.parse(name)
+                found += [bdf] if str(bdf) == name else []
+        return tuple(sorted(found))
 
 
 def state_path(given: str | None) -> Path:
@@ -163,7 +180,7 @@ def open_state(path: Path) -> Iterator[StateDirectory]:
     """
     fd = _open_checked(path)
     try:
-        lock = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=fd)
+        lock = _open_lock(fd, path / "lock")
         try:
             _wait_for_lock(lock, path / "lock")
             yield StateDirectory(fd, path)
@@ -180,7 +197,9 @@ def _open_checked(path: Path) -> int:
     except OSError as error:
         raise RefusedError(
             f"the state directory {path} cannot be used: {error.strerror}",
-            hint="it must be a directory and no symbolic link; --state-dir names another",
+            hint="run it as root"
+            if isinstance(error, PermissionError)
+            else "it must be a directory and no symbolic link; --state-dir names another",
         ) from error
     status = os.fstat(fd)
     if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
@@ -191,6 +210,16 @@ def _open_checked(path: Path) -> int:
             hint=f"look who made it, then: chown {os.geteuid()} {path} && chmod 0700 {path}",
         )
     return fd
+
+
+def _open_lock(directory: int, path: Path) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(path.name, flags, 0o600, dir_fd=directory)
+    except OSError as error:
+        raise RefusedError(
+            f"the lock {path} cannot be opened: {error.strerror}", hint="look what it is; it is a plain file of ours"
+        ) from error
 
 
 def _wait_for_lock(lock: int, path: Path) -> None:

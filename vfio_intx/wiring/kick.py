@@ -43,8 +43,10 @@ class Moment:
 class Kicked:
     """What was found and done.
 
-    :ivar guest_masks: the guest itself has set DisINTx, so the kernel ignores an unmask until it clears that.
-    :ivar candidates: how many of QEMU's devices could be the one: all equal ones were unmasked, which harms none.
+    :ivar guest_masks: the guest itself has set DisINTx, so the kernel ignores an unmask until it clears that. Where
+        there are several candidates: in all of them.
+    :ivar candidates: how many of QEMU's devices could be the one: all equal ones that have a line were unmasked, which
+        harms none.
     """
 
     bdf: Bdf
@@ -111,7 +113,8 @@ def kick(root: HostRoot, bdf: Bdf, *, dry_run: bool = False) -> Kicked:
     """
     process, function = find_owner(root, bdf)
     before = _moment(root, bdf)
-    guest_masks, candidates = False, 0
+    masks: list[bool] = []
+    refused: list[MissingError | RefusedError] = []
     with open_process(process.pid) as pidfd:
         if not is_same(root, process):
             raise MissingError(f"VM {process.label} ended just now")
@@ -121,12 +124,15 @@ def kick(root: HostRoot, bdf: Bdf, *, dry_run: bool = False) -> Kicked:
                 continue
             with borrow(pidfd, fd, f"VM {process.label}") as copy:
                 device = DeviceFile(copy, str(bdf))
-                if is_that(device, function):
-                    candidates += 1
-                    guest_masks |= unmask(device, dry_run=dry_run)
-    if not candidates:
-        raise MissingError(f"none of the vfio descriptors of VM {process.label} is {bdf}")
-    return Kicked(bdf, process.pid, guest_masks, candidates, before, _moment(root, bdf))
+                if not is_that(device, function):
+                    continue
+                try:
+                    masks.append(unmask(device, dry_run=dry_run))
+                except (MissingError, RefusedError) as error:
+                    refused.append(error)  # a twin's, perhaps: the one that is meant may come later
+    if masks:
+        return Kicked(bdf, process.pid, all(masks), len(masks) + len(refused), before, _moment(root, bdf))
+    raise refused[0] if refused else MissingError(f"none of the vfio descriptors of VM {process.label} is {bdf}")
 
 
 def _moment(root: HostRoot, bdf: Bdf) -> Moment:

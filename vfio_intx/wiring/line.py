@@ -102,11 +102,12 @@ class LineReport:
         ]
         words.append(f"  guest: {self.guest_address or 'address unknown'}, {self.uptake.value}, {self._gsi_words()}")
         if self.host is not None:
-            shared = f", shared with {', '.join(map(escape, self.host.others))}" if self.host.others else ""
+            shared = f", shared with {', '.join(self.host.others)}" if self.host.others else ""
             words.append(f"  host: IRQ {self.host.irq}, {self.host.count} interrupts since boot{shared}")
         if self.told is not None:
             words += [f"  QEMU: {text}" for text in told.in_words(self.told)]
-        return words + [f"  note: {note}" for note in self.notes]
+        words += [f"  note: {note}" for note in self.notes]
+        return [escape(text) for text in words]  # evidence and notes name what QEMU named
 
     def _asked(self) -> str:
         return "scheme " if self.configured is None else f"{self.configured.value} configured, "

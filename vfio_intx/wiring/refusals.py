@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vfio_intx.host.pci import PciFunction
 from vfio_intx.host.snapshot import Snapshot
 
-#: Drivers that are known to break the kernel, or to hang in it, when a running device is taken from them.
+
+class UnsafeDriver(NamedTuple):
+    """Why a driver must not be taken from a running device, and where that is known from."""
+
+    why: str
+    source: str
+
+
+#: Drivers that are known to break the kernel, or to hang in it, when a running device is taken from them. A driver is
+#: listed for its own code or for reports that agree; what depends on the moment (a display server, virtual functions)
+#: is looked for in the host instead.
 UNSAFE_UNBIND = {
-    "radeon": "its unbind left a freed interrupt domain behind; the next request for the line was an oops",
-    "nvidia": "its remove waits, for ever, until the last user of the card is gone",
+    "radeon": UnsafeDriver(
+        "its unbind left a freed interrupt domain behind; the next request for the line was an oops",
+        "a host's log of 2026: WARN in irq_domain_remove(), then BUG in request_threaded_irq()",
+    ),
+    "nvidia": UnsafeDriver(
+        "its remove waits, with the device locked, until the last user of the card is gone",
+        "NVIDIA's open-gpu-kernel-modules: nv_pci_remove() in kernel-open/nvidia/nv-pci.c; issues 535 and 1119 there",
+    ),
 }
 _DISPLAY = 0x03
 
@@ -19,11 +35,11 @@ _ADVICE = {
     "network": "move the address to another interface first (ip route; ip addr)",
     "disk": "unmount it, or swapoff, first (findmnt; swapon --show)",
     "console": "take console= for it from the kernel command line and reboot",
+    "display": "end what draws on it first (the display server), or keep its driver from loading: vfio-intx persist",
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(NamedTuple):
     """One reason.
 
     :ivar text: to complete "BDF …".
@@ -55,7 +71,14 @@ def _reasons(function: PciFunction, snapshot: Snapshot) -> Iterator[Refusal]:
     driver = function.driver.get("")
     if driver in UNSAFE_UNBIND:
         yield Refusal(
-            f"has the driver {driver}, which is unsafe to unbind: {UNSAFE_UNBIND[driver]}",
+            f"has the driver {driver}, which is unsafe to unbind: {UNSAFE_UNBIND[driver].why}",
             f"{where}/driver",
             f"keep {driver} from loading and bind it at boot: vfio-intx persist {function.bdf}",
+        )
+    if function.virtual_functions:
+        # pci_disable_sriov() removes them, and where vfio-pci has one, its remove waits for the guest.
+        yield Refusal(
+            f"has {function.virtual_functions} virtual functions, which go when its driver goes, from guests too",
+            f"{where}/virtfn0",
+            f"when no guest has one: echo 0 > {where}/sriov_numvfs",
         )

@@ -13,12 +13,12 @@ Facts about the driver core that the steps rest on (drivers/base/bus.c, drivers/
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from vfio_intx.names import Bdf
 
 
-@dataclass(frozen=True, slots=True)
-class Binding:
+class Binding(NamedTuple):
     """Which driver a function has and which one ``driver_override`` asks for; empty strings for none."""
 
     driver: str

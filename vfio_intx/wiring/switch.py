@@ -41,6 +41,14 @@ class Request:
     scheme: Scheme
     prove_s: float = 3.0
 
+    def __post_init__(self) -> None:
+        """:raise UsageError: no live line can be switched to that scheme."""
+        if self.scheme not in SWITCHABLE:
+            raise UsageError(
+                f"a live line cannot be switched to {self.scheme.value}",
+                hint="one of " + ", ".join(scheme.value for scheme in SWITCHABLE),
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -107,15 +115,9 @@ class Switched:
 def plan(request: Request, monitor: Monitor) -> Plan:
     """Look at the VM and decide; nothing is changed.
 
-    :raise UsageError: no live line can be switched to that scheme.
     :raise MissingError: a stock QEMU, or the function is not in this VM.
     :raise RefusedError: the line cannot run the scheme, or there is none.
     """
-    if request.scheme not in SWITCHABLE:
-        raise UsageError(
-            f"a live line cannot be switched to {request.scheme.value}",
-            hint="one of " + ", ".join(scheme.value for scheme in SWITCHABLE),
-        )
     require_told(probe(monitor), monitor)
     before = read_state(monitor, request.bdf)
     _require_possible(request, before)

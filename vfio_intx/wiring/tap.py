@@ -79,6 +79,13 @@ class Tally:
 MOST_KEPT = 100_000
 
 
+def _leash() -> tuple[int, int]:
+    try:
+        return os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise KernelError("pipe2", "a leash", error.errno or 0) from error
+
+
 class Tap:
     """In the path from construction to :meth:`leave`; a context manager.
 
@@ -109,14 +116,14 @@ class Tap:
             raise
 
     def _enter(self, before: IntxState) -> None:
-        pair = LineEventfds(eventfd.create(), eventfd.create())
-        self._resample = pair.resample
-        leash, self._hold = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            hand_over(self._monitor, before, pair, leash)
-        finally:
-            # QEMU has its copies; ours of these two are of no more use and would only prolong their lives.
-            close_all(pair.trigger, leash)
+        # QEMU has its copies soon; ours of these two are of no more use then and would only prolong their lives.
+        with ExitStack() as given:
+            trigger = eventfd.create()
+            given.callback(close_all, trigger)
+            self._resample = eventfd.create()
+            leash, self._hold = _leash()
+            given.callback(close_all, leash)
+            hand_over(self._monitor, before, LineEventfds(trigger, self._resample), leash)
 
     def serve(self, seconds: float | None, stop: Callable[[], bool] = lambda: False) -> str:
         """Unmask after every EOI, for so long, or until *stop* says so. The monitor is not used meanwhile.

@@ -70,17 +70,19 @@ def perform(steps: Sequence[Step]) -> Wired:
         the step itself where it may have happened; an undo that failed in turn is a further note.
     """
     done: list[Step] = []
-    for step in steps:
-        try:
+    try:
+        for step in steps:
+            # Before it is done: Ctrl-C can come at any point, also between the call's return and the next line.
+            done.append(step)
             step.do()
-        except BaseException as failure:
-            failure.add_note(f"at the step {step.name!r} of: {', '.join(each.name for each in steps)}")
-            if not isinstance(failure, _CERTAIN):
-                _undo([step])
-            for trouble in _undo(done):
-                failure.add_note(f"while undoing: {trouble}")
-            raise
-        done.append(step)
+    except BaseException as failure:
+        if done:
+            failure.add_note(f"at the step {done[-1].name!r} of: {', '.join(each.name for each in steps)}")
+        if isinstance(failure, _CERTAIN):
+            done.pop()
+        for trouble in _undo(done):
+            failure.add_note(f"while undoing: {trouble}")
+        raise
     return Wired(done)
 
 

@@ -11,14 +11,14 @@ counted in its window and that QEMU raised is in QEMU's window too, and "QEMU ra
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from vfio_intx.chain.evidence import Evidence, Kind
 from vfio_intx.chain.scheme import Scheme
 from vfio_intx.deadline import Deadline
-from vfio_intx.host.irq import IrqLine, read_interrupts, vfio_action
+from vfio_intx.host.irq import IrqLine, read_interrupts, vfio_device
 from vfio_intx.host.root import HostRoot
 from vfio_intx.names import Bdf, Gsi, HostIrq
 from vfio_intx.qemu import replies
@@ -69,18 +69,29 @@ class Window:
 
 def read_host_line(root: HostRoot, bdf: Bdf) -> HostLine | None:
     """The line on which vfio handles the INTx of *bdf*, None where it handles none."""
-    wanted = vfio_action(bdf)
+    return read_host_lines(root).get(bdf)
+
+
+def read_host_lines(root: HostRoot) -> Mapping[Bdf, HostLine]:
+    """Every line on which vfio handles an INTx, by device, from one reading of ``/proc/interrupts``."""
     lines: Iterable[IrqLine] = (read_interrupts(root).value or {}).values()
-    for line in lines:
-        if wanted in line.actions:
-            return HostLine(line.irq, line.count, tuple(name for name in line.actions if name != wanted))
-    return None
+    return {
+        bdf: HostLine(line.irq, line.count, tuple(name for name in line.actions if name != action))
+        for line in lines
+        for action in line.actions
+        if (bdf := vfio_device(action)) is not None
+    }
 
 
 def open_sample(monitor: Monitor, root: HostRoot, bdf: Bdf) -> Sample:
     """The first sample of a window: QEMU, then the host."""
-    counts = read_counts(monitor)
-    return Sample(read_host_line(root, bdf), counts, time.monotonic())
+    return open_samples(monitor, root, (bdf,))[bdf]
+
+
+def open_samples(monitor: Monitor, root: HostRoot, bdfs: Iterable[Bdf]) -> Mapping[Bdf, Sample]:
+    """:func:`open_sample` of several devices of one VM."""
+    counts, lines, at = read_counts(monitor), read_host_lines(root), time.monotonic()
+    return {bdf: Sample(lines.get(bdf), counts, at) for bdf in bdfs}
 
 
 def close_sample(monitor: Monitor, root: HostRoot, bdf: Bdf) -> Sample:
@@ -89,9 +100,15 @@ def close_sample(monitor: Monitor, root: HostRoot, bdf: Bdf) -> Sample:
     One more question goes to QEMU before its counts are read. Its main loop handles everything that was ready when it
     took that question, the interrupt that the host has just counted included.
     """
-    host, at = read_host_line(root, bdf), time.monotonic()
+    return close_samples(monitor, root, (bdf,))[bdf]
+
+
+def close_samples(monitor: Monitor, root: HostRoot, bdfs: Iterable[Bdf]) -> Mapping[Bdf, Sample]:
+    """:func:`close_sample` of several devices of one VM."""
+    lines, at = read_host_lines(root), time.monotonic()
     ask(monitor, "query-status", replies.RunState)
-    return Sample(host, read_counts(monitor), at)
+    counts = read_counts(monitor)
+    return {bdf: Sample(lines.get(bdf), counts, at) for bdf in bdfs}
 
 
 def window(first: Sample, last: Sample, gsis: tuple[Gsi, ...]) -> Window:

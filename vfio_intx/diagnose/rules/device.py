@@ -129,6 +129,10 @@ def nothing_to_forward(subject: Subject) -> Iterator[Seen]:
 def unknown(subject: Subject) -> Iterator[Seen]:
     """Some facts need root, and a card in D3cold is not woken only to be looked at. What they would tell is unknown,
     which is not the same as "no".
+
+    A function that nobody has enabled since the host was booted has no host line yet: sysfs shows what the firmware
+    once wrote, and the kernel asks for the real line when the function is enabled. That matters for a card that needs
+    its line for itself. Enabling it for a moment, without a driver, routes it and does nothing else.
     """
     function, snapshot = subject.function, subject.snapshot
     if function.config.value is None:
@@ -148,6 +152,26 @@ def unknown(subject: Subject) -> Iterator[Seen]:
             subject.verdict.why,
             f"sudo vfio-intx check {function.bdf}",
         )
+    elif subject.irq is None and function.is_unrouted and subject.verdict.masking is Masking.EXCLUSIVE:
+        yield Seen(
+            Severity.UNKNOWN,
+            "it needs a host line for itself, and which line it will have is not known before it is enabled",
+            (
+                f"{function.enabled.source}: 0",
+                f"{function.irq.source}: {function.irq.value}, as the firmware left it",
+                f"{subject.verdict.source}: {subject.verdict.why}",
+            ),
+            "whether somebody else is on that line cannot be told",
+            _route(subject),
+        )
+
+
+def _route(subject: Subject) -> str:
+    """Enable a function for a moment, which the kernel allows only without a driver (``enable_store``)."""
+    name = subject.name
+    enable = f"/sys/bus/pci/devices/{name}/enable"
+    away, back = (f"vfio-intx unbind {name} && ", f" && vfio-intx bind {name}") if subject.driver else ("", "")
+    return f"{away}echo 1 > {enable} && echo 0 > {enable}{back} && vfio-intx check {name}"
 
 
 RULES = (dead_or_bad_pin, msi_available, hidden, nothing_to_forward, unknown)

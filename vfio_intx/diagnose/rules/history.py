@@ -13,10 +13,8 @@ from vfio_intx.diagnose.subject import Subject
 from vfio_intx.host.irq import vfio_action
 from vfio_intx.host.log import NobodyCared
 
-_BUSY = re.compile(
-    r"(?:Failed to setup INTx fd|INTX-0.*?): .*?Device or resource busy|INTx fd: Device or resource busy"
-)
-_INVALID = re.compile(r"interrupt INTX-0.*Invalid argument")
+_BUSY = r"(?:Failed to setup INTx fd|INTX-0.*?): .*?Device or resource busy|INTx fd: Device or resource busy"
+_INVALID = r"interrupt INTX-0.*Invalid argument"
 _VFIO_HANDLER = "vfio_intx_handler"
 #: Lines that the kernel gives up within this time of each other have the same cause.
 _TOGETHER_S = 10.0
@@ -57,7 +55,7 @@ def qemu_busy(subject: Subject) -> Iterator[Seen]:
     log has the other holder's name in a "Flags mismatch" line of the same second.
     """
     for message in subject.vm.messages:
-        if _BUSY.search(message):
+        if re.search(_BUSY, message):
             yield Seen(
                 Severity.CRITICAL,
                 "QEMU was refused the INTx line (EBUSY)",
@@ -79,7 +77,7 @@ def qemu_invalid(subject: Subject) -> Iterator[Seen]:
     not take that index down when no vector was in use, for instance when the guest unloads its driver.
     """
     for message in subject.vm.messages:
-        if _INVALID.search(message):
+        if re.search(_INVALID, message):
             yield Seen(
                 Severity.CRITICAL,
                 "QEMU's request for INTx was invalid (EINVAL): a stale MSI-X index",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vfio_intx.chain.finding import Severity
 from vfio_intx.chain.stage import Stage
@@ -14,8 +14,7 @@ from vfio_intx.host.iommu import blockers, is_vfio_driver
 from vfio_intx.wiring.refusals import UNSAFE_UNBIND, refusals
 
 
-@dataclass(frozen=True, slots=True)
-class Fix:
+class Fix(NamedTuple):
     """A fix and the first stable releases that have it: *mainline* for newer branches, *stable* by (major, minor)."""
 
     commit: str
@@ -126,8 +125,8 @@ def unsafe_unbind(subject: Subject) -> Iterator[Seen]:
     if subject.driver in UNSAFE_UNBIND:
         yield Seen(
             Severity.CRITICAL,
-            f"its driver {subject.driver} is unsafe to unbind: {UNSAFE_UNBIND[subject.driver]}",
-            (f"{subject.function.driver.source}: {subject.driver}",),
+            f"its driver {subject.driver} is unsafe to unbind: {UNSAFE_UNBIND[subject.driver].why}",
+            (f"{subject.function.driver.source}: {subject.driver}", UNSAFE_UNBIND[subject.driver].source),
             "the host may crash now or at the next start of a VM",
             f"vfio-intx persist {subject.name} && reboot",
         )
@@ -188,7 +187,8 @@ def group_not_viable(subject: Subject) -> Iterator[Seen]:
 )
 def in_use(subject: Subject) -> Iterator[Seen]:
     """Taking this function away would cut the host off from something that it uses now: its default route, a mounted
-    file system, swap, the console, the display it booted with. vfio-intx bind refuses that without --force.
+    file system, swap, the console, the display it booted with or that a program draws on, virtual functions that it
+    carries. vfio-intx bind refuses that without --force.
     """
     if is_vfio_driver(subject.driver) or subject.driver in UNSAFE_UNBIND:
         return

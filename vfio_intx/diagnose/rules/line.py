@@ -15,8 +15,6 @@ from vfio_intx.wiring.refusals import refusals
 
 #: ``__report_bad_irq`` comes at 99.9 % of 100,000; long before that the line is worth a warning.
 _UNHANDLED_SHARE, _FEWEST = 0.01, 1000
-#: PCI Interrupt Line values that mean "not connected" (PCI 3.0, 6.2.4) and "not routed".
-_NOT_CONNECTED = (0, 255)
 
 
 @rule(
@@ -79,16 +77,16 @@ def _driver(function: PciFunction) -> str:
 def no_route(subject: Subject) -> Iterator[Seen]:
     """The card has an interrupt pin, but the firmware's tables (ACPI _PRT) lead it nowhere: sysfs shows irq 0, or 255.
     vfio-pci then hides the pin from the guest. Seen with cards behind bridges that the firmware does not know.
+    Before a function is first enabled these numbers mean nothing.
 
     Another slot, a firmware update or pci=routeirq may help; otherwise the card is to be used with MSI.
     """
-    irq = subject.function.irq.value
-    if subject.function.pin is None or irq not in _NOT_CONNECTED or subject.irq is not None:
+    if subject.function.pin is None or subject.function.intx_irq.value != 0 or subject.irq is not None:
         return
     yield Seen(
         Severity.CRITICAL,
         f"its pin {subject.function.pin.name} leads to no host IRQ",
-        (f"{subject.function.irq.source}: {irq}",),
+        (f"{subject.function.irq.source}: {subject.function.irq.value}",),
         "vfio-pci would show the guest a card without INTx",
     )
 
@@ -106,8 +104,10 @@ def spread_over_guests(subject: Subject) -> Iterator[Seen]:
 
     A line that has to be exclusive must not be spread: put the cards into slots with lines of their own.
     """
+    if subject.verdict.masking is not Masking.EXCLUSIVE:
+        return
     rivals = [other for other in subject.neighbours if is_vfio_driver(other.driver.get(""))]
-    if not rivals or subject.verdict.masking is not Masking.EXCLUSIVE:
+    if not rivals:
         return
     names = ", ".join(str(other.bdf) for other in rivals)
     yield Seen(

@@ -7,13 +7,22 @@ from collections.abc import Iterator
 from vfio_intx.chain.finding import Severity
 from vfio_intx.chain.scheme import Scheme
 from vfio_intx.chain.stage import Stage
+from vfio_intx.diagnose.masking import Masking
 from vfio_intx.diagnose.rules.rule import Seen, rule
 from vfio_intx.diagnose.subject import Subject
+
+#: The one machine type whose default is not the kernel's irqchip: QEMU 4.0's q35 (4.0.1 went back with q35-4.0.1).
+_SPLIT_BY_DEFAULT = frozenset({"pc-q35-4.0"})
+
+
+def irqchip_of(machine: str) -> str:
+    """The ``kernel-irqchip`` that a machine type has by default, empty where no type is given."""
+    return "split" if machine in _SPLIT_BY_DEFAULT else "on" if machine else ""
 
 
 def predicted_scheme(subject: Subject) -> tuple[Scheme, str] | None:
     """Which scheme stock QEMU would make live, and why; None where the function has no INTx at all."""
-    if subject.function.pin is None:
+    if subject.function.pin is None or subject.verdict.masking is Masking.HIDDEN:
         return None
     if not subject.snapshot.kernel.kvm_device:
         return Scheme.TRAP, "there is no /dev/kvm"

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vfio_intx.chain.finding import Finding, Severity
 from vfio_intx.chain.stage import Stage
 from vfio_intx.diagnose.subject import Subject
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(NamedTuple):
     """What a rule saw in one subject; together with the rule it makes a finding.
 
     :ivar remedy: the exact command (or commands, joined by ``&&``), None where there is none.
@@ -28,20 +26,24 @@ class Seen:
 Look = Callable[[Subject], Iterator[Seen]]
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(NamedTuple):
     """One rule.
 
-    :ivar text: the long explanation.
     :ivar source: the kernel or QEMU code, commit or report that it rests on.
     """
 
     code: str
     stage: Stage
     title: str
-    text: str
     source: str
     look: Look
+
+    @property
+    def text(self) -> str:
+        """The long explanation: the docstring of *look*."""
+        from inspect import cleandoc
+
+        return cleandoc(self.look.__doc__ or self.title)
 
     def findings(self, subject: Subject) -> Iterator[Finding]:
         """What it finds in a subject."""
@@ -60,4 +62,4 @@ class Rule:
 
 def rule(code: str, stage: Stage, title: str, source: str) -> Callable[[Look], Rule]:
     """Make a rule of a function; its docstring becomes the explanation."""
-    return lambda look: Rule(code, stage, title, inspect.cleandoc(look.__doc__ or title), source, look)
+    return lambda look: Rule(code, stage, title, source, look)

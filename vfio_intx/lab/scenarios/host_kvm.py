@@ -53,4 +53,6 @@ def failures(result: dict[str, Any]) -> list[str]:
             found.append(f"{name} lost {row['lost']} of {row['triggers']}")
         if row["scheme"] == "irqfd" and (row["repeated"] or row["vmm_wakeups_per_interrupt"]):
             found.append(f"{name} repeated {row['repeated']} and woke the VMM {row['vmm_wakeups_per_interrupt']} times")
+        if row["acknowledged_early"]:
+            found.append(f"{name} was acknowledged before the guest's EOI")
     return found

@@ -8,6 +8,8 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +22,20 @@ from vfio_intx.lab.guests import Guest, GuestOptions
 from vfio_intx.lab.scenario import Context
 from vfio_intx.lab.scenarios.smoke import NETWORK, NIC, bind_by_hand
 from vfio_intx.lab.spec import LabSpec
-from vfio_intx.observe.collect import Tracer
+from vfio_intx.observe.collect import Tracer, run
 from vfio_intx.observe.events import Target
 from vfio_intx.observe.recording import Recorder
 from vfio_intx.observe.report import to_json
+from vfio_intx.observe.span import Span
 from vfio_intx.observe.target import resolve
 
 SPEC = LabSpec(kernels.DEFAULT, (NIC,))
 DEADLINE_S = 400.0
 
 _PINGS = 20
+_PAGE_DATA = 4096 - 16
+_TRACEFS = Path("/sys/kernel/tracing")
+_GLOBAL_FILES = ("tracing_on", "trace_clock", "current_tracer", "set_event", "trace_options", "buffer_size_kb")
 
 
 def inside(context: Context) -> dict[str, object]:
@@ -38,14 +44,26 @@ def inside(context: Context) -> dict[str, object]:
     The guest's kernel is always the same one: what differs is the kernel that is traced.
     """
     bind_by_hand(context)
+    settings = _global_settings()
     rows: dict[str, object] = {}
     for irqchip, schemes in (("on", ("irqfd", "trap")), ("split", ("split",))):
         with Guest.start(GuestOptions(irqchip=irqchip, kernel=kernels.DEFAULT)) as guest:
             guest.load("e1000")
             for scheme in schemes:
                 rows[scheme] = _under(context, guest, scheme)
-    left = [path.name for path in Path("/sys/kernel/tracing/instances").iterdir()]
-    return {"schema": "vfio-intx/lab-trace/1", "kernel": platform.release(), "schemes": rows, "left_behind": left}
+    left = [path.name for path in (_TRACEFS / "instances").iterdir()]
+    touched = {name: [text, now] for name, now in _global_settings().items() if (text := settings[name]) != now}
+    found = {"schemes": rows, "left_behind": left, "global_settings_touched": touched}
+    return {"schema": "vfio-intx/lab-trace/1", "kernel": platform.release(), **found}
+
+
+def _global_settings() -> dict[str, str]:
+    """What a tool that uses the global trace buffer has set there, and the buffer's size."""
+    found = {name: (_TRACEFS / name).read_text().strip() for name in _GLOBAL_FILES}
+    # "7 (expanded: 1408)": the kernel gives the buffer its 1408 KiB when somebody first uses tracing, in any instance.
+    size_kb = int(found["buffer_size_kb"].rpartition("expanded: ")[2].rstrip(")"))
+    # Whole pages then, each without its head of 16 bytes: 1408 KiB are 354 pages, and read as 1410.
+    return {**found, "buffer_size_kb": f"{-(-size_kb * 1024 // _PAGE_DATA)} pages"}
 
 
 def _under(context: Context, guest: Guest, scheme: str) -> dict[str, object]:
@@ -57,23 +75,38 @@ def _under(context: Context, guest: Guest, scheme: str) -> dict[str, object]:
     root = HostRoot()
     target = _learnt(root, guest)
     recorder = Recorder() if "record" in context.options else None
-    with Tracer(target, root=root, pid=guest.pid, keeper=recorder) as tracer:
+    starts: list[int] = []
+
+    def keep(spans: list[Span]) -> None:
+        starts.extend(span.start for span in spans)
+
+    with Tracer(target, root=root, pid=guest.pid, keeper=recorder, sink=keep) as tracer:
         # Both ends of what is compared lie in silence: the guest sends a packet of its own now and then.
         before = _counts(root, guest, interface)
         tracer.poll()
-        earlier = tracer.summary.interrupts
         guest.check(f"ping -c {_PINGS} -i 0.1 -w 30 {NETWORK.gateway}")
         after = _counts(root, guest, interface)
         report = tracer.finish()
     if recorder is not None:
         recorder.save(context.results_dir / scheme, platform.release(), report.target)
-    guest.execute("device_del", id=f"nic-{scheme}")
+    unplugged = _unplug_while_traced(guest, f"nic-{scheme}")
     guest.check("for i in $(seq 200); do ls /sys/class/net | grep -qv lo || break; sleep 0.05; done")
     found = to_json(report)
-    found["spans_between"] = report.summary.interrupts - earlier
-    found |= {"host_interrupts": after[0] - before[0], "guest_interrupts": after[1] - before[1]}
+    found["unplugged_while_traced"] = unplugged
+    found["spans_between"] = sum(before.moment < start <= after.moment for start in starts)
+    found |= {"host_interrupts": after.host - before.host, "guest_interrupts": after.guest - before.guest}
     context.say(f"{scheme}: {found['spans_between']} spans, {found['host_interrupts']} host interrupts")
     return found
+
+
+def _unplug_while_traced(guest: Guest, device_id: str) -> str:
+    """Take the device out of the VM under a trace of its line; how that trace says that it ended."""
+    target, pid = resolve(HostRoot(), pid=guest.pid, gsi=None, bdf=NIC.bdf)
+    tracer = Tracer(target, root=HostRoot(), pid=pid)
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(run, tracer, seconds=60.0, count=None)
+        guest.execute("device_del", id=device_id)
+        return ended.result().ended
 
 
 def _learnt(root: HostRoot, guest: Guest) -> Target:
@@ -85,13 +118,22 @@ def _learnt(root: HostRoot, guest: Guest) -> Target:
     return tracer.target
 
 
-def _counts(root: HostRoot, guest: Guest, interface: str) -> tuple[int, int]:
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    """Both counts, and a moment (ns, the clock of the events): all that started before it is in them, nothing else."""
+
+    host: int
+    guest: int
+    moment: int
+
+
+def _counts(root: HostRoot, guest: Guest, interface: str) -> _Counts:
     """The host's and the guest's count of the line in one silence."""
     while True:
         host = _quiet(root)
-        counted = guest.interrupt_count(interface)
+        counted, moment = guest.interrupt_count(interface), time.monotonic_ns()
         if _host_count(root) == host:
-            return host, counted
+            return _Counts(host, counted, moment)
 
 
 def _quiet(root: HostRoot) -> int:
@@ -116,12 +158,16 @@ def _host_count(root: HostRoot) -> int:
 def failures(result: Mapping[str, Any]) -> list[str]:
     """What does not hold of a result, in words; empty if it all holds."""
     wrong = [f"left behind: {name}" for name in result["left_behind"]]
+    for name, (before, after) in result["global_settings_touched"].items():
+        wrong.append(f"the global buffer's {name} was {before!r} and is {after!r}")
     for scheme, row in result["schemes"].items():
         spoken = row["evidence"] and row["evidence"]["speaks_for"]
         if spoken != scheme:
             wrong.append(f"{scheme}: the trace speaks for {spoken}")
         if row["spans_between"] != row["host_interrupts"]:
             wrong.append(f"{scheme}: {row['spans_between']} spans for {row['host_interrupts']} host interrupts")
+        if (ended := row["unplugged_while_traced"]) != "line-gone":
+            wrong.append(f"{scheme}: the card was unplugged under a trace, which ended with {ended}")
         if row["lost_events"]:
             wrong.append(f"{scheme}: {row['lost_events']} events lost")
     return wrong

@@ -29,10 +29,10 @@ function figures() {
   const items = [
     ["interrupts", report.interrupts.toLocaleString("en")],
     ["per second", report.per_second.toLocaleString("en")],
-    ["median, whole", us(whole.p50)],
-    ["99th percentile", us(whole.p99)],
-    ["longest", us(whole.max)],
-    ["wake-ups each", report.wakeups_per_interrupt ?? "–"],
+    ["whole, p50", us(whole.p50)],
+    ["whole, p99", us(whole.p99)],
+    ["whole, longest", us(whole.max)],
+    ["VMM wake-ups", report.wakeups_per_interrupt ?? "–"],
     ["lost events", report.lost_events, report.lost_events > 0],
   ];
   byId("figures").append(
@@ -42,28 +42,49 @@ function figures() {
   );
 }
 
-function spark(buckets, place) {
-  const space = "http://www.w3.org/2000/svg";
-  const svg = document.createElementNS(space, "svg");
-  svg.setAttribute("class", "spark");
-  svg.setAttribute("viewBox", `0 0 ${buckets.length} 10`);
-  svg.setAttribute("preserveAspectRatio", "none");
-  svg.setAttribute("role", "img");
-  const most = Math.log1p(Math.max(...buckets.map((bucket) => bucket[1])));
-  const title = document.createElementNS(space, "title");
-  title.textContent = `up to ${us(buckets[0][0])} on the left, up to ${us(buckets[buckets.length - 1][0])} on the right`;
+// All stages share one logarithmic axis of whole decades, so that their histograms can be compared.
+const edges = Object.values(data.histograms).flatMap((buckets) => [buckets[0][0], buckets[buckets.length - 1][0]]);
+const decades = edges.length
+  ? [Math.floor(Math.log10(Math.min(...edges)) - 0.1), Math.ceil(Math.log10(Math.max(...edges)))]
+  : [0, 1];
+const PER_DECADE = 10;
+
+function shape(name, properties) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(properties)) made.setAttribute(key, value);
+  return made;
+}
+
+function histogram(buckets, place) {
+  const columns = (decades[1] - decades[0]) * PER_DECADE;
+  const svg = shape("svg", { class: "histogram", viewBox: `0 0 ${columns} 10`, preserveAspectRatio: "none", role: "img" });
+  const title = shape("title", {});
+  title.textContent = `from ${us(buckets[0][0] / 10 ** (1 / PER_DECADE))} to ${us(buckets[buckets.length - 1][0])}`;
   svg.append(title);
-  buckets.forEach(([, count], index) => {
-    const height = most ? (10 * Math.log1p(count)) / most : 0;
-    const bar = document.createElementNS(space, "rect");
-    bar.setAttribute("x", index + 0.08);
-    bar.setAttribute("width", 0.84);
-    bar.setAttribute("y", 10 - height);
-    bar.setAttribute("height", height);
+  for (let line = 1; line < decades[1] - decades[0]; line += 1) {
+    svg.append(shape("line", { x1: line * PER_DECADE, x2: line * PER_DECADE, y1: 0, y2: 10 }));
+  }
+  const most = Math.log1p(Math.max(...buckets.map((bucket) => bucket[1])));
+  for (const [edge, count] of buckets) {
+    const height = (10 * Math.log1p(count)) / most;
+    const x = (Math.log10(edge) - decades[0]) * PER_DECADE - 1;
+    const bar = shape("rect", { x: x + 0.06, width: 0.88, y: 10 - height, height });
     bar.style.fill = color(place);
     svg.append(bar);
-  });
+  }
   return svg;
+}
+
+function axis() {
+  const marks = element("div", { class: "axis" });
+  const count = decades[1] - decades[0];
+  const every = Math.ceil(count / 4);
+  for (const line of new Set([...Array(count).keys()].filter((at) => at % every === 0).concat(count))) {
+    const text = us(10 ** (decades[0] + line)).replace(/\.0+(?= )/, "");
+    const side = line === 0 ? "first" : line === count ? "last" : "";
+    marks.append(element("span", { class: side, style: `left:${(100 * line) / count}%` }, text));
+  }
+  return marks;
 }
 
 function row(cells, name = "td") {
@@ -74,17 +95,22 @@ function left(text) {
   return element("th", { class: "text" }, text);
 }
 
+// Key in the data, heading, class; a narrow window leaves the second rank out.
+const TIMES = [["p50", "p50", ""], ["p90", "p90", "second"], ["p99", "p99", ""], ["p999", "p99.9", "second"], ["max", "max", ""]];
+
 function stages() {
   const body = element("tbody");
   for (const stage of report.stages) {
     const place = data.chain.indexOf(stage.stage);
     const dot = element("span", { class: "dot", style: `background:${color(place)}` });
-    const times = ["p50", "p90", "p99", "p999", "max"].map((name) => us(stage.us[name]));
+    const times = TIMES.map(([name, , rank]) => element("td", { class: rank }, us(stage.us[name])));
     const share = `${(100 * stage.share).toFixed(1)} %`;
     const first = element("td", {}, dot, stage.stage);
-    body.append(row([first, ...times, share, element("td", {}, spark(data.histograms[stage.stage], place))]));
+    const drawn = element("td", { class: "drawn" }, histogram(data.histograms[stage.stage], place));
+    body.append(row([first, ...times, share, drawn]));
   }
-  const head = element("thead", {}, row(["stage", "p50", "p90", "p99", "p99.9", "max", "share", left("distribution")], "th"));
+  const names = TIMES.map(([, name, rank]) => element("th", { class: rank }, name));
+  const head = element("thead", {}, row(["stage", ...names, "share", element("th", { class: "drawn" }, axis())], "th"));
   byId("stages").append(element("div", { class: "scroll" }, element("table", {}, head, body)));
   const firsts = new Set(sample.map((span) => data.chain[span[2][0][0]]));
   const unseen = data.chain.filter((name) => !firsts.has(name) && !report.stages.some((stage) => stage.stage === name));
@@ -104,7 +130,8 @@ function bar(span, longest) {
     part.title = `${data.chain[place]}: ${us(length)}`;
     parts.append(part);
   }
-  return element("div", { class: "bar" }, element("div", {}, `no. ${span[0]}, ${us(duration(span))}`), parts);
+  const when = element("span", { class: "quiet" }, ` at ${((span[1] - origin) / 1e9).toFixed(3)} s`);
+  return element("div", { class: "bar" }, element("div", {}, `no. ${span[0]}: ${us(duration(span))}`, when), parts);
 }
 
 function legend(spans) {
@@ -121,7 +148,7 @@ function slowest() {
   ]);
   if (!spans.length) return;
   const longest = Math.max(...spans.map(duration)) || 1;
-  byId("slowest").append(legend(spans), ...spans.map((span) => bar(span, longest)));
+  byId("slowest").append(legend(spans), ...spans.map((span) => element("details", {}, element("summary", {}, bar(span, longest)), steps(span))));
 }
 
 function anomalies() {
@@ -169,6 +196,12 @@ function place(span, width, height) {
   ];
 }
 
+// The next 1, 2 or 5 times a power of ten.
+function roundStep(least) {
+  const power = 10 ** Math.floor(Math.log10(least));
+  return [1, 2, 5, 10].map((digit) => digit * power).find((step) => step >= least * 0.999);
+}
+
 function draw() {
   const ratio = window.devicePixelRatio || 1;
   const [width, height] = [canvas.clientWidth, canvas.clientHeight];
@@ -196,14 +229,19 @@ function draw() {
     pen.textAlign = "right";
     pen.fillText(us(10 ** mark), margin.left - 6, y + 4);
   }
+  const step = roundStep((view.to - view.from) / Math.max(2, Math.floor(width / 110)));
+  const digits = Math.max(0, 9 - Math.floor(Math.log10(step) + 1e-9));
   pen.textAlign = "center";
-  const ticks = Math.max(2, Math.floor(width / 140));
-  for (let tick = 0; tick <= ticks; tick += 1) {
-    const at = view.from + ((view.to - view.from) * tick) / ticks;
-    const x = margin.left + ((width - margin.left - margin.right) * tick) / ticks;
-    const text = `${(at / 1e9).toFixed(view.to - view.from < 1e7 ? 6 : 3)} s`;
-    pen.textAlign = tick === 0 ? "left" : tick === ticks ? "right" : "center";
-    pen.fillText(text, x, height - 7);
+  for (let at = Math.ceil(view.from / step) * step; at <= view.to; at += step) {
+    const x = margin.left + ((width - margin.left - margin.right) * (at - view.from)) / (view.to - view.from);
+    const text = `${(at / 1e9).toFixed(digits)} s`;
+    const half = pen.measureText(text).width / 2;
+    pen.fillText(text, Math.min(Math.max(x, half + 2), width - half - 4), height - 7);
+    pen.strokeStyle = paint("--line");
+    pen.beginPath();
+    pen.moveTo(x, height - margin.bottom);
+    pen.lineTo(x, height - margin.bottom + 5);
+    pen.stroke();
   }
   const last = data.chain.length - 1;
   for (const span of sample) {
@@ -264,9 +302,10 @@ function pick(event) {
 }
 
 function steps(span) {
-  const said = span[2].map(([at, moment]) => `${data.chain[at]} +${us(moment)}`).join(", ");
+  const said = span[2].slice(1).map(([at, moment], index) => `${data.chain[at]} ${us(moment - span[2][index][1])}`);
   const odd = span[3].length ? ` (${span[3].join(", ")})` : "";
-  return element("p", { class: "quiet" }, `${((span[1] - origin) / 1e9).toFixed(6)} s: ${said}${odd}`);
+  const from = `${((span[1] - origin) / 1e9).toFixed(6)} s, from ${data.chain[span[2][0][0]]}: `;
+  return element("p", { class: "quiet" }, `${from}${said.join(", then ")}${odd}`);
 }
 
 function timeline() {
@@ -317,7 +356,7 @@ function heading() {
   const cost = report.cost;
   byId("cost").textContent =
     `Recorded for ${report.seconds} s (${report.ended}). Tracing read ${cost.events.toLocaleString("en")} events and used ` +
-    `${cost.cpu_s} s of CPU (${(100 * cost.cpu_share).toFixed(1)} % of one core).`;
+    `${cost.cpu_s} s of CPU (${(100 * cost.cpu_share).toFixed(1)} % of one core). ${data.where}`;
 }
 
 heading();
