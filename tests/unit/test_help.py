@@ -89,6 +89,15 @@ def test_help_may_stand_before_the_verb(argv: list[str], capsys: pytest.CaptureF
     assert capsys.readouterr().out.startswith("usage: vfio-intx kick ")
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["-- 7.2 -x", "--json f --keep d -- 7.2 -x", "--json f -- 7.2 -x", "7.2 -- -x", "--json=f --keep=d -- 7.2 -x"],
+)
+def test_words_for_a_scenario_may_stand_behind_options(command: str) -> None:
+    arguments = parsed(f"vfio-intx lab run qemu/defects {command}")
+    assert (arguments.name, arguments.words) == ("qemu/defects", ["7.2", "-x"])
+
+
 @pytest.mark.parametrize("argv", [["lab", "run"], ["lab", "run", "smoke", "--nonsense"], ["lab", "nonsense"]])
 def test_a_part_of_a_verb_has_the_same_kind_of_errors(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(argv) == 2

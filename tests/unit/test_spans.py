@@ -117,6 +117,17 @@ def test_split_is_a_message_whose_eoi_leaves_the_kernel() -> None:
     assert not joiner.counts
 
 
+def test_a_vcpu_that_sleeps_is_woken_by_the_message_and_not_by_the_eventfd() -> None:
+    """KVM delivers a message from within the host's handler, and a vCPU in HLT is a thread of the process, too."""
+    script = Script().add(Kind.HOST_ENTRY, WORKER, 21).add(Kind.MSI, WORKER, 0xFEE00000, 37 | LEVEL)
+    script.add(Kind.WAKING, WORKER, VCPU).add(Kind.HOST_EXIT, WORKER, 21, 1)
+    script.add(Kind.INJECT_VECTOR, VCPU, 37).add(Kind.EOI, VCPU, 0, 37).add(Kind.USERSPACE_EXIT, VCPU, 26)
+    joiner = join(script, DEVICE)
+    (span,) = joiner.done
+    assert Stage.TRIGGER not in stages(span)
+    assert span.userspace_runs == 1, "the EOI that left the kernel, and no other"
+
+
 def test_split_without_a_device_is_known_by_its_vector() -> None:
     script = Script()
     for vector in (37, 48):  # the second is another line's

@@ -31,7 +31,7 @@ from vfio_intx.microvm.bench import Ceiling
 from vfio_intx.names import Gsi
 from vfio_intx.observe.events import Enable, plan
 from vfio_intx.observe.target import resolve
-from vfio_intx.observe.tracefs import find_tracefs
+from vfio_intx.observe.tracefs import find_tracefs, remove
 
 #: Not the one that other users of the micro VM take: events carry no VM.
 GSI = 23
@@ -177,8 +177,7 @@ def with_trace_cmd(count: int, folder: Path) -> Turn:
             turn.events = sum(": kvm_" in line for line in lines)
         return turn
     finally:
-        with contextlib.suppress(OSError):
-            instance.rmdir()
+        remove(instance)
 
 
 def enabled(instance: Path) -> bool:

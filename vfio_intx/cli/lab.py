@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ examples:
   vfio-intx lab list
   vfio-intx lab run smoke
   vfio-intx lab run demo --json demo.json --keep demo-logs
+  vfio-intx lab run qemu/defects --json defects.json -- 7.2
   vfio-intx lab shell
 """
 
@@ -29,10 +31,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     run.add_argument("--keep", type=Path, metavar="DIR", help="keep everything the lab wrote, also when all is well")
     run.add_argument("words", nargs="*", default=[], metavar="WORD", help="for the scenario, after --")
+    _take_words_behind_dashes(run)
     shell = actions.add_parser("shell", help="an interactive shell in L1")
     shell.add_argument("--kernel", metavar="NAME", help="L1's kernel")
     shell.add_argument("--scenario", default="smoke", metavar="NAME", help="whose cards L1 shall have")
     actions.add_parser("list", help="the scenarios there are")
+
+
+def _take_words_behind_dashes(parser: argparse.ArgumentParser) -> None:
+    """Have ``--`` and what follows it work behind options, too.
+
+    argparse gives all positional arguments their values at the first of them, so that in ``NAME --json FILE -- WORD``
+    it has no place left for WORD.
+    """
+    parse = parser.parse_known_args
+
+    def parse_with_words(
+        words: Sequence[str], namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        end = words.index("--") if "--" in words else len(words)
+        found, rest = parse(words[:end], namespace)
+        found.words = [*found.words, *words[end + 1 :]]
+        return found, rest
+
+    parser.parse_known_args = parse_with_words  # type: ignore[method-assign, assignment]
 
 
 def run(arguments: argparse.Namespace) -> int:

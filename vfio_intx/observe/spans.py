@@ -140,8 +140,10 @@ class Joiner:
             self._note(Oddity.UNHANDLED, time, "the handler answered that the interrupt is not its device's")
 
     def _waking(self, time: int, cpu: int, fields: Fields) -> None:
+        # What is woken once the interrupt has been injected from within the handler (a message) is a vCPU that slept in
+        # HLT: KVM takes it out of there, the thread does not return to userspace.
         running = self._running
-        if running is not None and running.cpu == cpu and fields[1] in self._threads:
+        if running is not None and running is self._handler and running.cpu == cpu and fields[1] in self._threads:
             running.trigger = running.trigger or time
             running.woken += 1
 

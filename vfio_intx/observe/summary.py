@@ -5,7 +5,7 @@ which other work of QEMU would spoil:
 
 - 1 if a thread of the VM's process injected it (``kvm_set_irq`` level 1 with source 0 in a thread of the process), or
   was woken from inside the host's handler (``sched_waking`` between ``irq_handler_entry`` and ``irq_handler_exit`` on
-  the same CPU): its main loop had to run;
+  the same CPU) before the interrupt was injected: its main loop had to run;
 - 1 if a thread of the process lowered it again (level 0 with source 0): a vCPU left the kernel for it;
 - 1 for each ``KVM_EXIT_IOAPIC_EOI``: the EOI left the kernel.
 
