@@ -17,13 +17,14 @@ COUNTS = {"host": 900, "traced": 900, "acks": 1000, "guest": 1000, "qemu": 500, 
 AFTER = {"sent": 5, "received": 5, "held": False}
 SWITCHED: dict[str, Any] = {
     "asked": 103, "switches": 103, "failures": 0, "stuck": 0, "pings": 400, "lost_pings": 0, "late_pings": 0,
-    "slowest_ping_ms": 9.0, "by_our_verb": [{"asked": "trap", "now": "trap", "proven": True}],
+    "driver_resets": 0, "slowest_ping_ms": 9.0, "by_our_verb": [{"asked": "trap", "now": "trap", "proven": True}],
     "interrupts": COUNTS, "afterwards": AFTER,
     "switch_us": {"all": {"p50": 1.0, "p90": 1.0, "p99": 2.0, "p999": 2.0, "max": 3.0}},
+    "next_interrupt_us": {"all": {"p50": 1.0, "p90": 1.0, "p99": 2.0, "p999": 2.0, "max": 3.0}},
 }  # fmt: skip
 KILLED: dict[str, Any] = {
     "asked": 100, "kills": 100, "stuck": 0, "fall_back_ms": {"p50": 9.0, "p99": 90.0, "max": 99.0}, "pings": 400,
-    "lost_pings": 0, "late_pings": 0, "slowest_ping_ms": 9.0,
+    "lost_pings": 0, "late_pings": 0, "driver_resets": 0, "slowest_ping_ms": 9.0,
     "interrupts": COUNTS, "eventfds": "qemu", "afterwards": AFTER,
 }  # fmt: skip
 
@@ -35,6 +36,7 @@ KILLED: dict[str, Any] = {
         ({"failures": 1}, "1 switches failed"),
         ({"stuck": 1}, "stood still after 1"),
         ({"lost_pings": 1}, "1 pings were lost"),
+        ({"driver_resets": 1}, "reset the card 1 times"),
         ({"pings": 3, "lost_pings": 0}, "only 3 pings"),
         ({"interrupts": COUNTS | {"guest": 796, "acks": 796}}, "104 interrupts fewer"),
         ({"interrupts": COUNTS | {"traced": 899}}, "disagree"),
@@ -58,6 +60,7 @@ def test_a_run_of_switches_that_went_wrong_says_how(change: dict[str, Any], comp
         ({"stuck": 1}, "stood still after 1"),
         ({"fall_back_ms": {"p50": 9.0, "p99": 90.0, "max": 1001.0}}, "1001.0 ms to take over"),
         ({"lost_pings": 1}, "1 pings were lost"),
+        ({"driver_resets": 1}, "reset the card 1 times"),
         ({"pings": 99}, "only 99 pings"),
         ({"interrupts": COUNTS | {"guest": 699}}, "201 interrupts fewer"),
         ({"interrupts": COUNTS | {"traced": 901}}, "disagree"),
@@ -141,7 +144,7 @@ def raced(packets: list[float]) -> dict[str, Any]:
             wirings.BASE: {"packets": [100.0, 200.0, 100.0], "interrupts": [90.0, 180.0, 90.0]},
             "trap by QEMU": {"packets": packets, "interrupts": [40.0, 80.0, 40.0]},
         },
-        "rounds": 3, "pings": 9, "lost_pings": 0, "afterwards": AFTER,
+        "rounds": 3, "pings": 9, "lost_pings": 0, "driver_resets": 0, "afterwards": AFTER,
     }  # fmt: skip
 
 

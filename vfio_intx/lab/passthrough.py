@@ -75,13 +75,16 @@ class Pings:
     """What a run of pings came to; ``slowest_ms`` is the longest round trip.
 
     ``late`` are those whose answer came after the program had given up waiting, a second or so after the last request
-    of a round: the guest's kernel has counted them all the same, so they are not lost.
+    of a round: the guest's kernel has counted them all the same, so they are not lost. ``resets`` is how often the
+    guest's driver has reset the card, because nothing it sent was reported as sent for five seconds (``dev_watchdog``
+    in net/sched/sch_generic.c): what was in its rings is then lost or sent again, and the counts of echoes are void.
     """
 
     sent: int
     received: int
     slowest_ms: float
     late: int = 0
+    resets: int = 0
 
     @property
     def lost(self) -> int:
@@ -104,11 +107,12 @@ class Flood:
     def __init__(self, guest: Guest, network: UserNetwork, streams: int) -> None:
         self._guest, self._network, self._streams = guest, network, streams
         self._before = (0, 0)
+        self._resets = 0
 
     def start(self) -> None:
         """Begin."""
         self._guest.check("rm -f /tmp/stop /tmp/end*")
-        self._before = self._echoes()
+        self._before, self._resets = self._echoes(), self._all_resets()
         for number in range(self._streams):
             ping_round = f"ping -A -q -c {_ROUND} -W 10 -s {56 + number} {self._network.gateway}"
             self._guest.check(
@@ -126,11 +130,15 @@ class Flood:
         Deadline.after("the last answer", _LAST_ANSWER_S).poll(lambda: not self._counted().lost)
         counted = self._counted()
         late = sum(one.lost for one in told) - counted.lost
-        return Pings(counted.sent, counted.received, max(one.slowest_ms for one in told), late)
+        resets = self._all_resets() - self._resets
+        return Pings(counted.sent, counted.received, max(one.slowest_ms for one in told), late, resets)
 
     def _counted(self) -> Pings:
         sent, received = self._echoes()
         return Pings(sent - self._before[0], received - self._before[1], 0.0)
+
+    def _all_resets(self) -> int:
+        return int(self._guest.run("dmesg | grep -c 'Reset adapter'").text)
 
     def _echoes(self) -> tuple[int, int]:
         return parse_echoes(self._guest.check("grep ^Icmp: /proc/net/snmp"))

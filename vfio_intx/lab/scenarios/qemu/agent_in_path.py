@@ -86,6 +86,7 @@ def inside(context: Context) -> dict[str, object]:
         "pings": pings.received,
         "lost_pings": pings.lost,
         "late_pings": pings.late,
+        "driver_resets": pings.resets,
         "slowest_ping_ms": pings.slowest_ms,
         "interrupts": counted.as_json(),
         "eventfds": last.eventfds.value,
@@ -154,6 +155,7 @@ def failures(result: Mapping[str, Any]) -> list[str]:
         f"the line stood still after {result['stuck']} of them": result["stuck"] == 0,
         f"QEMU took {slowest} ms to take over": slowest <= FALL_BACK_S * 1000,
         f"{result['lost_pings']} pings were lost": result["lost_pings"] == 0,
+        f"the guest's driver has reset the card {result['driver_resets']} times": result["driver_resets"] == 0,
         f"only {result['pings']} pings went through": result["pings"] >= result["kills"],
         # Each kill has two re-wirings, each of which may take back one interrupt that then fires again.
         f"the guest has {missed} interrupts fewer than the host": missed <= 2 * result["kills"],
@@ -172,6 +174,6 @@ def show(result: Mapping[str, Any]) -> Iterable[str]:
     counted, back = result["interrupts"], result["fall_back_ms"]
     yield f"{result['kills']} of {result['asked']} kills, {result['stuck']} stuck"
     yield f"QEMU took over after p50 {back['p50']} ms, p99 {back['p99']} ms, at most {back['max']} ms"
-    yield f"{result['pings']} pings answered, {result['lost_pings']} lost, {result['late_pings']} late, "
-    yield f"the slowest of the others took {result['slowest_ping_ms']} ms"
+    yield f"{result['pings']} pings answered, {result['lost_pings']} lost, {result['late_pings']} late"
+    yield f"the slowest took {result['slowest_ping_ms']} ms; {result['driver_resets']} resets by the guest's driver"
     yield f"interrupts: host {counted['host']}, guest {counted['guest']}, acknowledged {counted['acks']}"

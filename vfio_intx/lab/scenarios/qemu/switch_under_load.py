@@ -45,6 +45,7 @@ DEADLINE_S = 3600.0
 SWITCHES = 10_000
 #: So often stuck is enough to know; each costs seconds.
 _GIVE_UP = 20
+_TELL_S = 15.0
 #: Every scheme to every other.
 _ORDER = tuple(LiveScheme(name) for name in ("trap", "irqfd", "ack-eventfd", "trap", "ack-eventfd", "irqfd"))
 
@@ -66,7 +67,7 @@ def inside(context: Context) -> dict[str, object]:
             flood.start()
             proven = [_switch_and_prove(context, guest, scheme) for scheme in ("trap", "ack-eventfd", "irqfd")]
             begun = time.monotonic()
-            taken, stuck = _switch_on(context, guest, switches)
+            taken, resumed, stuck = _switch_on(context, guest, switches)
             seconds = time.monotonic() - begun
             pings = flood.stop()
             last, counted = intx_state(guest), witnesses.read().since(before)
@@ -85,9 +86,11 @@ def inside(context: Context) -> dict[str, object]:
         "pings": pings.received,
         "lost_pings": pings.lost,
         "late_pings": pings.late,
+        "driver_resets": pings.resets,
         "slowest_ping_ms": pings.slowest_ms,
         "interrupts": counted.as_json(),
         "switch_us": {name: times.microseconds() for name, times in taken.items()},
+        "next_interrupt_us": {name: times.microseconds() for name, times in resumed.items()},
         "afterwards": {"sent": afterwards.sent, "received": afterwards.received, "held": held},
     }
 
@@ -102,9 +105,16 @@ def _switch_and_prove(context: Context, guest: Guest, scheme: str) -> dict[str, 
     return {"asked": scheme, **{name: said[name] for name in ("now", "proven", "milliseconds")}}
 
 
-def _switch_on(context: Context, guest: Guest, switches: int) -> tuple[dict[str, Latencies], int]:
-    """Switch that often, each time after the line has proved alive: times by change and of all, and how often stuck."""
-    taken: dict[str, Latencies] = {"all": Latencies()}
+Times = dict[str, Latencies]
+
+
+def _switch_on(context: Context, guest: Guest, switches: int) -> tuple[Times, Times, int]:
+    """Switch that often, each time after the line has proved alive.
+
+    :return: how long the switches took, how long it then was until the next interrupt (both of all, and by change), and
+        how often none came.
+    """
+    taken, resumed = Times(all=Latencies()), Times(all=Latencies())
     stuck, scheme = 0, LiveScheme.IRQFD
     told = begun = time.monotonic()
     with HostCount(context.bdf(NIC)) as host:
@@ -113,20 +123,21 @@ def _switch_on(context: Context, guest: Guest, switches: int) -> tuple[dict[str,
             sent = time.monotonic_ns()
             # By the lab's monitor: it costs a fraction of the product's, and all of this shares one emulated CPU.
             guest.execute("qom-set", path=PATH, property=SCHEME, value=scheme.value)
-            took = time.monotonic_ns() - sent
-            for name in ("all", f"{before.value} to {scheme.value}"):
-                taken.setdefault(name, Latencies()).extend([took])
+            answered = time.monotonic_ns()
             if not host.moves(host.now()):
                 stuck += 1
-                context.say(f"switch {number} to {scheme.value}: the line stands still")
+                context.say(f"switch {number} to {scheme.value}: the line stands still: {intx_state(guest)}")
                 if stuck >= _GIVE_UP:
                     break
-            if (now := time.monotonic()) - told > 15:
-                told = now
-                done = number + 1
-                context.say(f"{done} of {switches} switches, {stuck} stuck, {(now - begun) / done * 1000:.1f} ms each")
+            moved = time.monotonic_ns()
+            for name in ("all", f"{before.value} to {scheme.value}"):
+                taken.setdefault(name, Latencies()).extend([answered - sent])
+                resumed.setdefault(name, Latencies()).extend([moved - answered])
+            if time.monotonic() - told > _TELL_S:
+                told, done = time.monotonic(), number + 1
+                context.say(f"{done} of {switches} switches, {stuck} stuck, {(told - begun) / done * 1000:.1f} ms each")
             guest.monitor.events.clear()
-    return taken, stuck
+    return taken, resumed, stuck
 
 
 def failures(result: Mapping[str, Any]) -> list[str]:
@@ -142,6 +153,7 @@ def failures(result: Mapping[str, Any]) -> list[str]:
         f"not proven after vfio-intx switch: {', '.join(unproven)}": not unproven,
         f"the line stood still after {result['stuck']} switches": result["stuck"] == 0,
         f"{result['lost_pings']} pings were lost": result["lost_pings"] == 0,
+        f"the guest's driver has reset the card {result['driver_resets']} times": result["driver_resets"] == 0,
         f"only {result['pings']} pings went through": result["pings"] >= result["switches"] / 10,
         f"the guest has {missed} interrupts fewer than the host": missed <= result["switches"],
         f"/proc/interrupts and the tracepoint disagree: {counted}": counted["host"] == counted["traced"],
@@ -160,11 +172,13 @@ def show(result: Mapping[str, Any]) -> Iterable[str]:
     """The counts of every witness, then the times."""
     counted = result["interrupts"]
     yield f"{result['switches']} of {result['asked']} switches, {result['stuck']} stuck, {result['failures']} failed"
-    yield f"{result['pings']} pings answered, {result['lost_pings']} lost, {result['late_pings']} late, "
-    yield f"the slowest of the others took {result['slowest_ping_ms']} ms"
+    yield f"{result['pings']} pings answered, {result['lost_pings']} lost, {result['late_pings']} late"
+    yield f"the slowest took {result['slowest_ping_ms']} ms; {result['driver_resets']} resets by the guest's driver"
     yield (
         f"interrupts: host {counted['host']} (tracepoint {counted['traced']}), guest {counted['guest']} "
         f"(acknowledged {counted['acks']}), of them injected by QEMU {counted['qemu']}"
     )
-    for name, times in result["switch_us"].items():
-        yield f"{name:<22} p50 {times['p50']:8.0f} us, p99 {times['p99']:8.0f} us, max {times['max']:8.0f} us"
+    for what, title in (("switch_us", "the switch took"), ("next_interrupt_us", "then the next interrupt")):
+        yield f"{title}:"
+        for name, times in result[what].items():
+            yield f"  {name:<22} p50 {times['p50']:8.0f} us, p99 {times['p99']:8.0f} us, max {times['max']:8.0f} us"

@@ -74,6 +74,7 @@ def inside(context: Context) -> dict[str, object]:
         "pings": pings.received,
         "lost_pings": pings.lost,
         "late_pings": pings.late,
+        "driver_resets": pings.resets,
         "afterwards": {"sent": afterwards.sent, "received": afterwards.received, "held": held},
     }
 
@@ -162,6 +163,8 @@ def failures(result: Mapping[str, Any]) -> list[str]:
     ]
     if result["lost_pings"]:
         found.append(f"{result['lost_pings']} pings were lost")
+    if result["driver_resets"]:
+        found.append(f"the guest's driver has reset the card {result['driver_resets']} times")
     if afterwards["held"] or afterwards["sent"] != afterwards["received"]:
         found.append(f"afterwards the line does not carry: {afterwards}")
     return found
