@@ -54,6 +54,14 @@ def test_status_output_and_files_come_back_and_nothing_else(results: Path) -> No
     assert Deadline.after("the processes are reaped", 30).poll(lambda: not _of_this_lab(results))
 
 
+def test_l1_is_nudged_by_interrupts_that_mean_nothing(results: Path) -> None:
+    """Without them an L1 whose emulated CPU lost an interrupt waited for minutes."""
+    count = "awk '$1 == \"1:\" {print $2}' /proc/interrupts"
+    wait = f"n=$({count}); for i in $(seq 600); do [ $({count}) -gt $((n + 5)) ] && exit 0; sleep 0.1; done; exit 1"
+    done = run_in_lab(SPEC, ["sh", "-c", wait], results, Deadline.after("test", 280), lambda line: None)
+    assert done.status == 0
+
+
 def test_a_panic_is_a_lost_lab_with_the_consoles_last_words(results: Path) -> None:
     crash = ["sh", "-c", "echo c > /proc/sysrq-trigger"]
     with pytest.raises(LabLost, match=r"died while its command was running: .*Kernel panic - not syncing: sysrq"):

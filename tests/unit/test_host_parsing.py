@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tests.fakes.tree import FakeFunction, FakeTree
 from vfio_intx.abi.pciconf import ConfigSpace
 from vfio_intx.host.cpu import parse_cpuinfo, read_cpu
-from vfio_intx.host.hwdb import hardware_name
+from vfio_intx.host.hwdb import hardware_name, udev_properties
 from vfio_intx.host.irq import Spurious, parse_interrupts, read_actions, read_counts, read_spurious
-from vfio_intx.host.pci import PciIds
+from vfio_intx.host.pci import PciIds, list_functions
 from vfio_intx.host.root import HostRoot
 from vfio_intx.names import Bdf, HostIrq, Pin
 
@@ -147,10 +147,16 @@ def test_what_a_card_is_called(tmp_path: Path) -> None:
     assert hardware_name(tree.root, bdf, ids).value == "Intel Corporation 82540EM Gigabit Ethernet Controller"
     assert hardware_name(tree.root, bdf, PciIds(0x8086, 0x100F, 0, 0, 0)).value == "Intel Corporation"
     assert not hardware_name(tree.root, bdf, PciIds(0x1234, 0x100F, 0, 0, 0)).is_known
-    tree.write(
-        "run/udev/data/+pci:0000:00:10.0", "I:1\nE:ID_VENDOR_FROM_DATABASE=In\x1btel\nE:ID_MODEL_FROM_DATABASE=X\nE\n"
-    )
-    assert hardware_name(tree.root, bdf, ids).value == "In\\x1btel X"
+    udev = {"ID_VENDOR_FROM_DATABASE": "In\x1btel", "ID_MODEL_FROM_DATABASE": "X"}
+    assert hardware_name(tree.root, bdf, ids, udev=lambda asked: udev if asked == bdf else {}).value == "In\\x1btel X"
+    silent = hardware_name(tree.root, bdf, ids, udev=lambda asked: {})
+    assert silent.value == "Intel Corporation 82540EM Gigabit Ethernet Controller"
+
+
+def test_udev_knows_the_functions_of_this_machine_and_no_others() -> None:
+    for bdf in list_functions(HostRoot()).get(())[:4]:
+        assert udev_properties(bdf)["PCI_SLOT_NAME"] == str(bdf)
+    assert udev_properties(Bdf.parse("fffe:ff:1f.7")) == {}
 
 
 @given(st.text(max_size=300))
@@ -158,7 +164,6 @@ def test_no_database_makes_the_look_up_fail(text: str) -> None:
     with TemporaryDirectory() as folder:
         tree = FakeTree(Path(folder))
         tree.write("usr/share/misc/pci.ids", text.encode("utf-8", "surrogatepass"))
-        tree.write("run/udev/data/+pci:0000:00:10.0", text.encode("utf-8", "surrogatepass"))
         hardware_name(tree.root, Bdf.parse("0000:00:10.0"), PciIds(0x8086, 0x100E, 0, 0, 0))
 
 

@@ -157,6 +157,25 @@ def test_a_function_that_nobody_enabled_has_no_line_yet(tmp_path: Path) -> None:
     assert "firmware" in unknown_facts(prediction)["irq"]
 
 
+def test_a_line_that_msi_hides_is_unknown_where_it_matters(tmp_path: Path) -> None:
+    card = {"vendor": 0x15B3, "device": 0x1003, "msi": True, "msi_enabled": True, "msi_vectors": (40,), "irq": 40}
+    tree = nic_host(tmp_path, **card).tree
+    tree.write("dev/kmsg", "")
+    snapshot = take_snapshot(tree.root)
+    prediction = predict(snapshot.function(NIC), snapshot)
+    assert (prediction.severity, prediction.ready) == (Severity.UNKNOWN, False)
+    assert prediction.findings[0].remedy == f"vfio-intx bind {NIC} && vfio-intx check {NIC}"
+
+
+def test_a_card_that_shares_is_not_held_up_by_an_unknown_line(tmp_path: Path) -> None:
+    tree = nic_host(tmp_path, irq=11, enable=0, driver="").tree
+    snapshot = take_snapshot(tree.root)
+    prediction = predict(snapshot.function(NIC), snapshot)
+    assert prediction.ready
+    assert "not known yet" in prediction.outlook[0]
+    assert "alone" not in prediction.outlook[0]
+
+
 def test_a_function_that_was_enabled_once_keeps_its_line(tmp_path: Path) -> None:
     tree = nic_host(tmp_path, vendor=0x1B7C, device=0x0004, irq=11, enable=0, driver="vfio-pci").tree
     tree.write(f"sys/bus/pci/devices/{NIC}/irq", "17\n")

@@ -60,12 +60,14 @@ def _predict(subject: Subject) -> Prediction:
 
 
 def _sentence(summary: str) -> str:
-    return f"{summary[0].upper()}{summary[1:]}."
+    return f"{summary}." if summary.startswith("vfio-pci") else f"{summary[0].upper()}{summary[1:]}."
 
 
 def _fair_weather(subject: Subject) -> str:
     where = "It is on vfio-pci already" if is_vfio_driver(subject.driver) else "It can be bound to vfio-pci"
-    line = f"IRQ {subject.irq}" if subject.irq else "its line (not known yet)"
+    if subject.irq is None:
+        return f"{where}; which line it has is not known yet, and it may be shared: it masks itself by DisINTx."
+    line = f"IRQ {subject.irq}"
     if subject.verdict.masking is Masking.EXCLUSIVE:
         return f"{where}; {line} would be its alone ({subject.verdict.why})."
     shared = f" would be shared with {', '.join(subject.handlers)}" if subject.handlers else " would be its alone"

@@ -1,8 +1,8 @@
-"""What a card is called: by udev's record of it, else by the ``pci.ids`` file."""
+"""What a card is called: by udev's hardware database (pyudev), else by the ``pci.ids`` file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from vfio_intx.chain.fact import Fact
 from vfio_intx.host.pci import PciIds
@@ -13,23 +13,41 @@ _PCI_IDS = ("usr/share/misc/pci.ids", "usr/share/hwdata/pci.ids")
 _LONGEST_NAME = 160
 
 
-def hardware_name(root: HostRoot, bdf: Bdf, ids: PciIds) -> Fact[str]:
-    """Vendor and model in words, for people only; unknown where no database is installed or it has no such card."""
-    record = read_text(root.file("run/udev/data", f"+pci:{bdf}"), root=root)
-    known = _from_udev(record.value or "")
+def hardware_name(
+    root: HostRoot, bdf: Bdf, ids: PciIds, *, udev: Callable[[Bdf], Mapping[str, str]] | None = None
+) -> Fact[str]:
+    """Vendor and model in words, for people only; unknown where no database is installed or it has no such card.
+
+    :param udev: what udev holds of a function; on the real host it is asked itself, elsewhere nobody is.
+    """
+    ask = udev or (udev_properties if not root.text else None)
+    known = _in_words(ask(bdf)) if ask is not None else ""
     if known:
-        return Fact.known(known, record.source)
+        return Fact.known(known, "udev's hardware database")
+    source = root.file(*_PCI_IDS[0].split("/"))
     for name in _PCI_IDS:
-        text = read_text(root.file(name), root=root)
+        text = read_text(root.file(*name.split("/")), root=root)
         found = _from_pci_ids(text.value, ids) if text.value is not None else ""
         if found:
             return Fact.known(found, text.source)
-    return Fact.unknown(record.source, "no hardware database knows it")
+    return Fact.unknown(source, "no hardware database knows it")
 
 
-def _from_udev(text: str) -> str:
-    fields = dict(line[2:].split("=", 1) for line in text.splitlines() if line.startswith("E:") and "=" in line)
-    words = (fields.get(f"ID_{part}_FROM_DATABASE", "") for part in ("VENDOR", "MODEL"))
+def udev_properties(bdf: Bdf) -> Mapping[str, str]:
+    """What udev holds of a function of this machine; empty where there is no udev, or it does not know the function."""
+    # Not at the top: loading it costs as much as reading the whole machine.
+    try:
+        import pyudev
+    except ImportError:  # the library needs libudev.so.1, which a host without udev may lack
+        return {}
+    try:
+        return dict(pyudev.Devices.from_name(pyudev.Context(), "pci", str(bdf)).properties)
+    except (pyudev.DeviceNotFoundError, OSError, UnicodeDecodeError):
+        return {}
+
+
+def _in_words(properties: Mapping[str, str]) -> str:
+    words = (properties.get(f"ID_{part}_FROM_DATABASE", "") for part in ("VENDOR", "MODEL"))
     return escape(" ".join(word for word in words if word))[:_LONGEST_NAME]
 
 

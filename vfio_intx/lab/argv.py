@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vfio_intx.lab.autopsy import monitor_arguments
+from vfio_intx.lab.nudge import nudge_arguments
 from vfio_intx.lab.spec import Card, FrameSocket, LabSpec, SerialSocket, UserNetwork, socket_path
 from vfio_intx.lab.start import MACHINE_TAG
 
@@ -53,6 +54,7 @@ def vng_argv(spec: LabSpec, places: Places, script: Path, *, interactive: bool =
         *_MACHINE,
         *_SECOND_ROOT,
         *monitor_arguments(places.results_dir),
+        *nudge_arguments(places.results_dir),
         *(word for card in spec.cards for word in card_arguments(card, places.results_dir)),
     ]
     argv = [str(places.vng), "--verbose", "--run", str(places.image), "--disable-kvm", "--force-9p"]

@@ -17,6 +17,7 @@ from vfio_intx.lab import autopsy, kernels
 from vfio_intx.lab.argv import Places, vng_argv
 from vfio_intx.lab.build_qemu import require_built
 from vfio_intx.lab.initramfs import initramfs_for
+from vfio_intx.lab.nudge import nudged
 from vfio_intx.lab.outcome import LabResult, lost, read_status
 from vfio_intx.lab.spec import LabSpec
 from vfio_intx.lab.start import INNER, OUTER, OUTPUT, STARTED, Setting, inner_script, outer_script
@@ -149,7 +150,8 @@ def _supervised(argv: Sequence[str], results_dir: Path, deadline: Deadline, on_l
 
     console = results_dir / "console"
     try:
-        ended = supervise(argv, console, deadline, tick, environment=_environment(), on_deadline=look_at_it)
+        with nudged(results_dir):
+            ended = supervise(argv, console, deadline, tick, environment=_environment(), on_deadline=look_at_it)
     finally:
         follower.close()
     status = read_status(results_dir)

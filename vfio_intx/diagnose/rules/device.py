@@ -132,7 +132,8 @@ def unknown(subject: Subject) -> Iterator[Seen]:
 
     A function that nobody has enabled since the host was booted has no host line yet: sysfs shows what the firmware
     once wrote, and the kernel asks for the real line when the function is enabled. That matters for a card that needs
-    its line for itself. Enabling it for a moment, without a driver, routes it and does nothing else.
+    its line for itself. Enabling it for a moment, without a driver, routes it and does nothing else. While a driver
+    uses MSI, sysfs shows an MSI vector in place of the line.
     """
     function, snapshot = subject.function, subject.snapshot
     if function.config.value is None:
@@ -152,13 +153,12 @@ def unknown(subject: Subject) -> Iterator[Seen]:
             subject.verdict.why,
             f"sudo vfio-intx check {function.bdf}",
         )
-    elif subject.irq is None and function.is_unrouted and subject.verdict.masking is Masking.EXCLUSIVE:
+    elif subject.irq is None and not function.intx_irq.is_known and subject.verdict.masking is Masking.EXCLUSIVE:
         yield Seen(
             Severity.UNKNOWN,
-            "it needs a host line for itself, and which line it will have is not known before it is enabled",
+            "it needs a host line for itself, and which line it will have is not known yet",
             (
-                f"{function.enabled.source}: 0",
-                f"{function.irq.source}: {function.irq.value}, as the firmware left it",
+                f"{function.irq.source}: {function.irq.value}, but {function.intx_irq.error}",
                 f"{subject.verdict.source}: {subject.verdict.why}",
             ),
             "whether somebody else is on that line cannot be told",
@@ -167,8 +167,10 @@ def unknown(subject: Subject) -> Iterator[Seen]:
 
 
 def _route(subject: Subject) -> str:
-    """Enable a function for a moment, which the kernel allows only without a driver (``enable_store``)."""
+    """How to have the line shown: end its MSI, or enable it, which the kernel takes only of a driverless function."""
     name = subject.name
+    if not subject.function.is_unrouted:
+        return f"vfio-intx bind {name} && vfio-intx check {name}"
     enable = f"/sys/bus/pci/devices/{name}/enable"
     away, back = (f"vfio-intx unbind {name} && ", f" && vfio-intx bind {name}") if subject.driver else ("", "")
     return f"{away}echo 1 > {enable} && echo 0 > {enable}{back} && vfio-intx check {name}"
