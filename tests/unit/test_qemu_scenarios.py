@@ -181,3 +181,11 @@ def test_a_card_that_had_to_be_reset_has_lost_writes() -> None:
     assert toggled_mmaps.failures(good) == []
     assert toggled_mmaps.failures(good | {"driver_resets": 8}) == ["the guest's driver has reset the card 8 times"]
     assert toggled_mmaps.failures(good | {"toggles": 3})
+
+
+def test_the_schemes_to_switch_between_can_be_named() -> None:
+    words, order = switch_under_load._order_of(("7.2", "trap", "300", "irqfd"))
+    assert (words, [scheme.value for scheme in order]) == (("7.2", "300"), ["trap", "irqfd"])
+    assert len(set(switch_under_load._order_of(("7.2",))[1])) == 3
+    with pytest.raises(UsageError):
+        switch_under_load._order_of(("trap",))

@@ -2,7 +2,8 @@
 
 First our own verb switches to each scheme and has to prove it. Then come the thousands, by bare QMP commands: after
 each the line has to carry another interrupt before the next may come, so that no switch can hide what the one before
-has lost. Words after ``--``: the QEMU base, and how many switches.
+has lost. Words after ``--``: the QEMU base, how many switches, and two or more schemes to switch between in turn (every
+one to every other, unless told).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from vfio_intx.errors import VerifyError
+from vfio_intx.errors import UsageError, VerifyError
 from vfio_intx.lab import kernels
 from vfio_intx.lab.guests import Guest, GuestOptions
 from vfio_intx.lab.live_line import (
@@ -52,7 +53,8 @@ _ORDER = tuple(LiveScheme(name) for name in ("trap", "irqfd", "ack-eventfd", "tr
 
 def inside(context: Context) -> dict[str, object]:
     """Boot, plug, ping, switch, count; whether that holds is for :func:`failures` to say."""
-    words, switches = base_and_number(context.options, SWITCHES)
+    words, order = _order_of(context.options)
+    words, switches = base_and_number(words, SWITCHES)
     program, card = qemu_for(words), context.bdf(NIC)
     give_to_vfio(card)
     with Guest.start(GuestOptions(qemu=program)) as guest:
@@ -67,7 +69,7 @@ def inside(context: Context) -> dict[str, object]:
             flood.start()
             proven = [_switch_and_prove(context, guest, scheme) for scheme in ("trap", "ack-eventfd", "irqfd")]
             begun = time.monotonic()
-            taken, resumed, stuck = _switch_on(context, guest, switches)
+            taken, resumed, stuck = _switch_on(context, guest, switches, order)
             seconds = time.monotonic() - begun
             pings = flood.stop()
             last, counted = intx_state(guest), witnesses.read().since(before)
@@ -78,6 +80,7 @@ def inside(context: Context) -> dict[str, object]:
         "qemu": qemu,
         "kernel": context.spec.kernel,
         "asked": switches + len(proven),
+        "order": [scheme.value for scheme in order],
         "by_our_verb": proven,
         "switches": last.switches - first.switches,
         "failures": last.failures - first.failures,
@@ -108,7 +111,18 @@ def _switch_and_prove(context: Context, guest: Guest, scheme: str) -> dict[str, 
 Times = dict[str, Latencies]
 
 
-def _switch_on(context: Context, guest: Guest, switches: int) -> tuple[Times, Times, int]:
+def _order_of(words: Iterable[str]) -> tuple[tuple[str, ...], tuple[LiveScheme, ...]]:
+    """The other words, and the schemes that are named. :raise UsageError: for a single one."""
+    names = {scheme.value for scheme in LiveScheme}
+    named = tuple(LiveScheme(word) for word in words if word in names)
+    if len(named) == 1:
+        raise UsageError("one scheme cannot be switched between: name two or more, or none for all")
+    return tuple(word for word in words if word not in names), named or _ORDER
+
+
+def _switch_on(
+    context: Context, guest: Guest, switches: int, order: tuple[LiveScheme, ...]
+) -> tuple[Times, Times, int]:
     """Switch that often, each time after the line has proved alive.
 
     :return: how long the switches took, how long it then was until the next interrupt (both of all, and by change), and
@@ -119,7 +133,7 @@ def _switch_on(context: Context, guest: Guest, switches: int) -> tuple[Times, Ti
     told = begun = time.monotonic()
     with HostCount(context.bdf(NIC)) as host:
         for number in range(switches):
-            before, scheme = scheme, _ORDER[number % len(_ORDER)]
+            before, scheme = scheme, order[number % len(order)]
             sent = time.monotonic_ns()
             # By the lab's monitor: it costs a fraction of the product's, and all of this shares one emulated CPU.
             guest.execute("qom-set", path=PATH, property=SCHEME, value=scheme.value)
