@@ -106,6 +106,15 @@ def test_ack_eventfd_is_raised_and_lowered_by_the_process_after_the_acknowledge(
     assert span.userspace_runs == 2
 
 
+def test_the_lowering_of_another_source_is_not_that_of_the_line() -> None:
+    """The irqfd that only tells of EOIs lowers a level of its own (irqfd_resampler_ack in virt/kvm/eventfd.c)."""
+    joiner = join(Script().up(MAIN, 0).eoi().down(VCPU, 1).down(MAIN, 0))
+    (span,) = joiner.done
+    assert scheme_of(span) is Scheme.ACK_EVENTFD
+    assert span.userspace_runs == 2
+    assert span.lowered_by == 0
+
+
 def test_split_is_a_message_whose_eoi_leaves_the_kernel() -> None:
     script = Script().add(Kind.HOST_ENTRY, WORKER, 21).add(Kind.MSI, WORKER, 0xFEE00000, 37 | LEVEL)
     script.add(Kind.ACCEPT, WORKER, 0, 37).add(Kind.HOST_EXIT, WORKER, 21, 1)

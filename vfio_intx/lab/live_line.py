@@ -37,6 +37,7 @@ PATH = f"/machine/peripheral/{DEVICE_ID}"
 STREAMS = 2
 #: A line that carries nothing for so long, with pings under way, is stuck.
 STUCK_S = 5.0
+_QUIET_S = 30.0
 
 _TRACED = {"irq/irq_handler_entry": "irq,name", "kvm/kvm_ack_irq": "irqchip,pin"}
 
@@ -118,7 +119,7 @@ class Counts:
 
 
 class Witnesses:
-    """All counts of one line while the context is open. Read them when the line is quiet: they are read in turn."""
+    """All counts of one line while the context is open. They are read in turn: the line has to be quiet for that."""
 
     def __init__(self, guest: Guest, card: Bdf, handler: str) -> None:
         self._guest, self._card, self._handler = guest, card, handler
@@ -132,7 +133,16 @@ class Witnesses:
         return self
 
     def read(self) -> Counts:
-        """Once the card is no longer held, the counts so far."""
+        """The counts so far, once two readings in a row agree. :raise VerifyError: the line does not get quiet."""
+        quiet = Deadline.after("a quiet line", _QUIET_S)
+        last = self._read()
+        while (now := self._read()) != last:
+            if quiet.passed():
+                raise VerifyError(f"without traffic the line still interrupts: {last}, then {now}")
+            last = now
+        return now
+
+    def _read(self) -> Counts:
         Deadline.after("the last interrupt", STUCK_S).poll(lambda: not is_held(self._card))
         state = intx_state(self._guest)
         return Counts(

@@ -305,7 +305,7 @@ class Joiner:
             self._foreign_vcpu = 0
             return
         for span in self._open:
-            if not span.drop and span.source != SOURCE_MSI:
+            if not span.drop and span.source == source:
                 span.drop, span.lowered_by = time, source
                 if source == SOURCE_USERSPACE:
                     trapped = self._trapped.get(pid, 0)
