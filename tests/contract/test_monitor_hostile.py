@@ -294,7 +294,7 @@ def test_no_descriptor_and_no_thread_is_left(tmp_path: Path, script: fake.Script
         for _ in range(3):
             with pytest.raises(PeerError), connect(path, budget_s=SHORT_S) as monitor:
                 monitor.execute("query-pci")
-            # The server, a thread beside us, is to let go of its end first: we would be told that somebody is connected.
+            # The server is to let go of its end first, or we would be told that somebody is connected.
             assert Deadline.after("the server hangs up", 30).poll(lambda: not clients_of(path, HostRoot()))
             now = (threading.active_count(), fake.own_descriptors(path))
             assert before is None or now == before
