@@ -11,7 +11,14 @@ from vfio_intx.errors import UsageError, VerifyError
 from vfio_intx.lab.demo_rows import BY_AGENT, IN_PATH, shortcomings, table
 from vfio_intx.lab.live_line import Counts, base_and_number
 from vfio_intx.lab.passthrough import parse_echoes
-from vfio_intx.lab.scenarios.qemu import agent_in_path, demo, refusals, switch_under_load, wirings
+from vfio_intx.lab.scenarios.qemu import (
+    agent_in_path,
+    demo,
+    refusals,
+    switch_under_load,
+    toggled_mmaps,
+    wirings,
+)
 
 COUNTS = {"host": 900, "traced": 900, "acks": 1000, "guest": 1000, "qemu": 500, "qemu_eois": 400}
 AFTER = {"sent": 5, "received": 5, "held": False}
@@ -167,3 +174,10 @@ def test_echoes_are_counted_by_the_guests_kernel() -> None:
     for broken in ("", "Icmp: InMsgs\n", "Icmp: OutEchos InEchoReps\nIcmp: 1\n", "Icmp: InMsgs\nIcmp: 1\n"):
         with pytest.raises(VerifyError):
             parse_echoes(broken)
+
+
+def test_a_card_that_had_to_be_reset_has_lost_writes() -> None:
+    good = {"toggles": 4000, "driver_resets": 0, "pings": 9, "slowest_ping_ms": 1.0}
+    assert toggled_mmaps.failures(good) == []
+    assert toggled_mmaps.failures(good | {"driver_resets": 8}) == ["the guest's driver has reset the card 8 times"]
+    assert toggled_mmaps.failures(good | {"toggles": 3})
