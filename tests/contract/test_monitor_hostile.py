@@ -17,9 +17,10 @@ import pytest
 from tests.fakes import qmp_server as fake
 from vfio_intx.deadline import Deadline
 from vfio_intx.errors import PeerError, PeerGarbage, PeerGone, PeerRefused, PeerTimeout
+from vfio_intx.host.root import HostRoot
 from vfio_intx.qemu import replies
 from vfio_intx.qemu.monitor import LONGEST_LINE, MOST_EVENTS, QmpMonitor, ask
-from vfio_intx.qemu.transports import connect
+from vfio_intx.qemu.transports import clients_of, connect
 
 SHORT_S = 0.3
 
@@ -293,7 +294,8 @@ def test_no_descriptor_and_no_thread_is_left(tmp_path: Path, script: fake.Script
         for _ in range(3):
             with pytest.raises(PeerError), connect(path, budget_s=SHORT_S) as monitor:
                 monitor.execute("query-pci")
-            # The server may still hold its end of the last connection, so its sockets are not counted.
+            # The server is to let go of its end first, or we would be told that somebody is connected.
+            assert Deadline.after("the server hangs up", 30).poll(lambda: not clients_of(path, HostRoot()))
             now = (threading.active_count(), fake.own_descriptors(path))
             assert before is None or now == before
             before = now

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.losses import in_words, unless_lost
+from tests.lab.losses import in_words, is_loss, unless_lost
 from tests.lab.specs import SPECS
 from vfio_intx.deadline import Deadline
 from vfio_intx.errors import LabLost, VfioIntxError
@@ -136,13 +136,17 @@ def _one_lab(batch: Batch, config: pytest.Config, say: Callable[[str], None]) ->
 
 
 def read_reports(path: Path, config: pytest.Config) -> dict[str, list[pytest.TestReport]]:
-    """Test id -> its reports (setup, call, teardown), for tests that came to their end; a torn last line is dropped."""
+    """Test id -> its reports (setup, call, teardown), for tests that came to their end; a torn last line is dropped.
+
+    A test that lost its guest in L1 has none: it may run once more.
+    """
     found: dict[str, list[pytest.TestReport]] = {}
     for data in _lines(path):
         report = config.hook.pytest_report_from_serializable(config=config, data=data)
         if isinstance(report, pytest.TestReport):
             found.setdefault(report.nodeid, []).append(report)
-    return {name: reports for name, reports in found.items() if reports[-1].when == "teardown"}
+    ended = {name: reports for name, reports in found.items() if reports[-1].when == "teardown"}
+    return {name: reports for name, reports in ended.items() if not any(is_loss(report) for report in reports)}
 
 
 def _lines(path: Path) -> Iterator[dict[str, object]]:

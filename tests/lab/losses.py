@@ -12,6 +12,8 @@ from vfio_intx.errors import LabLost
 
 T = TypeVar("T")
 
+_OPENING = "LAB LOST: "
+
 #: Tests that have no verdict because their lab was lost, by their ids.
 LOST = pytest.StashKey[list[str]]()
 
@@ -30,4 +32,9 @@ def unless_lost(run: Callable[[], T]) -> T:
 
 def in_words(error: BaseException) -> str:
     """A loss with all that it knows, beginning with "LAB LOST"."""
-    return "\n".join([f"LAB LOST: {error}", *getattr(error, "__notes__", ())])
+    return "\n".join([f"{_OPENING}{error}", *getattr(error, "__notes__", ())])
+
+
+def is_loss(report: pytest.TestReport) -> bool:
+    """Whether a report tells of a loss and not of a failure."""
+    return report.failed and str(report.longrepr).startswith(_OPENING)

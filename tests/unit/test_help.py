@@ -64,11 +64,17 @@ def test_a_command_in_a_document_is_one_that_we_take(document: str, command: str
     parsed(command)
 
 
+def options_of(parser: argparse.ArgumentParser) -> set[str]:
+    """All options of a parser and of its parts."""
+    found = {option for action in parser._actions for option in action.option_strings}
+    parts = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return found.union(*(options_of(part) for action in parts for part in action.choices.values()))
+
+
 @pytest.mark.parametrize(("document", "command"), written(IN_SENTENCE))
 def test_a_command_in_a_sentence_has_a_verb_and_options_that_there_are(document: str, command: str) -> None:
-    _, verb, *words = command.split()
-    options = {option for action in parser_of(verb)[1]._actions for option in action.option_strings}
-    assert {word for word in words if word.startswith("-")} <= options
+    _, verb, *words = command.partition(" -- ")[0].split()
+    assert {word for word in words if word.startswith("-")} <= options_of(parser_of(verb)[1])
 
 
 def test_the_documents_have_commands_at_all() -> None:

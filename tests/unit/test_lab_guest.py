@@ -104,6 +104,21 @@ def test_a_guest_that_never_comes_up_is_a_timeout(tmp_path: Path) -> None:
         shell.close()
 
 
+def test_a_guest_that_hangs_is_a_lost_lab(tmp_path: Path) -> None:
+    def hangs(line: Line) -> None:
+        line.send(b"READY 1.0 1.0\n")
+        line.wait_for_hangup()
+
+    (tmp_path / "console").write_text("the guest's last words\n")
+    with serving(tmp_path / "shell", hangs), subprocess.Popen(["sleep", "600"]) as process:
+        guest = Guest(process, tmp_path, [])
+        guest.wait_ready(10)
+        with pytest.raises(LabLost, match=r"the guest hangs: .* did not answer within 0\.2 s") as caught:
+            guest.run("true", 0.2)
+        assert "console: the guest's last words" in caught.value.__notes__
+        guest.stop()
+
+
 def test_the_witness_keeps_the_events_between(tmp_path: Path) -> None:
     event = b'{"event": "DEVICE_DELETED", "data": {"device": "nic"}}\r\n'
     script = answering(lambda request: event + b'{"return": "text of %s"}\r\n' % request["execute"].encode())

@@ -157,10 +157,20 @@ class Guest:
         return self.monitor.human(line, self._deadline(f"monitor line {line}"))
 
     def run(self, command: str, seconds: float = COMMAND_S) -> Answer:
-        """Run a shell command in the guest. :raise PeerTimeout: if it has not ended by then."""
+        """Run a shell command in the guest, which must have an end of its own, well before *seconds* are over.
+
+        :raise LabLost: if the guest does not answer by then. Its shell is on a serial port of QEMU's, which has nothing
+            to do with what is passed through: a guest that is silent there has no CPU time, or has crashed.
+        """
         if self._shell is None:
             raise VerifyError("the guest was started without waiting for its shell: call wait_ready() first")
-        return self._shell.run(command, Deadline.after(f"guest command {command[:60]!r}", seconds))
+        try:
+            return self._shell.run(command, Deadline.after(f"guest command {command[:60]!r}", seconds))
+        except PeerTimeout as error:
+            lost = LabLost(f"the guest hangs: {error}")
+            for note in self.last_words():
+                lost.add_note(note)
+            raise lost from error
 
     def check(self, command: str, seconds: float = COMMAND_S) -> str:
         """Like :meth:`run`, but the output alone. :raise VerifyError: if the status is not 0."""
