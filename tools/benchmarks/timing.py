@@ -23,13 +23,18 @@ def in_turns(actions: Mapping[str, Callable[[], object]], rounds: int) -> dict[s
 
 
 def command(argv: Sequence[str]) -> Callable[[], object]:
-    """An action that runs a program to its end, its output thrown away; a failure of it is ours.
+    """An action that runs a program to its end, its output thrown away; a failure of it is ours."""
+    kept = with_byte_code()
+    return lambda: subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=True, env=kept)
 
-    Where the environment forbids Python to keep its byte code, that is lifted: an installed program has it, and
-    compiling ours anew at every start costs as much as a scan.
+
+def with_byte_code() -> dict[str, str]:
+    """The environment for a program of ours that is timed, as an installed one has it.
+
+    Where ours forbids Python to keep its byte code, that is lifted: compiling it anew at every start costs as much as a
+    scan.
     """
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    return lambda: subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=True, env=environment)
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def table(medians: Mapping[str, float], base: str) -> str:
