@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
 from vfio_intx.errors import LabLost
+from vfio_intx.lab.play import Progress, play
 
 T = TypeVar("T")
 
@@ -28,6 +29,21 @@ def unless_lost(run: Callable[[], T]) -> T:
     except LabLost as error:
         sys.stderr.write(f"LAB LOST, once more: {error}\n")
         return run()
+
+
+def result_of(scenario: str, kernel: str | None = None) -> dict[str, Any]:
+    """The result of a scenario, on *kernel* instead of its own if that is given; a lost lab is tried once more.
+
+    :raise LabLost: if both labs were lost. :raise VfioIntxError: what the scenario ended with.
+    """
+
+    def played() -> dict[str, Any]:
+        done = play(scenario, kernel, (), Progress(print))
+        if done.error is not None:
+            raise done.error
+        return dict(done.result)
+
+    return unless_lost(played)
 
 
 def in_words(error: BaseException) -> str:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from tests.lab.losses import unless_lost
-from vfio_intx.errors import LabLost
-from vfio_intx.lab.play import Played, Progress, play
+from tests.lab.losses import result_of
 from vfio_intx.lab.scenarios import trace
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1000)]
@@ -18,15 +14,7 @@ COMMON = {"host-mask", "inject", "route", "deliver", "eoi", "resample"}
 
 @pytest.mark.parametrize("kernel", ["6.1", "6.12", "7.2"])
 def test_the_stages_name_the_mechanics_of_each_scheme(kernel: str) -> None:
-    def traced() -> Played:
-        played = play("trace", kernel, (), Progress(print))
-        if isinstance(played.error, LabLost):
-            raise played.error
-        return played
-
-    played = unless_lost(traced)
-    assert played.error is None, played.error
-    result: dict[str, Any] = dict(played.result)
+    result = result_of("trace", kernel)
     assert trace.failures(result) == []
     seen = {scheme: {stage["stage"] for stage in row["stages"]} for scheme, row in result["schemes"].items()}
     assert seen["irqfd"] == COMMON | {"trigger"}
