@@ -11,7 +11,7 @@ from collections.abc import Generator
 
 import pytest
 
-from tests.lab import batches
+from tests.lab import batches, handed_back
 from tests.lab.losses import LOST, in_words
 from vfio_intx.errors import LabLost
 from vfio_intx.lab.run import missing_needs
@@ -132,7 +132,9 @@ def pytest_configure(config: pytest.Config) -> None:
         # No test asserts a time. (L1 does not load hypothesis.)
         settings.register_profile("vfio-intx", deadline=None)
         settings.load_profile("vfio-intx")
-    elif batches.REPORTS in os.environ:
+        return
+    config.pluginmanager.register(handed_back)
+    if batches.REPORTS in os.environ:
         config.pluginmanager.register(_InL1(config))
 
 
