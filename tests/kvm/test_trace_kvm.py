@@ -217,7 +217,7 @@ def test_after_sigkill_the_next_run_sweeps_and_spares_the_living(
     assert ours(tracefs, alive.pid) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_asked_to_stop_it_reports_and_cleans_up(
     tracefs: Path, sleeper: subprocess.Popen[bytes], number: signal.Signals
 ) -> None:
@@ -258,9 +258,10 @@ def test_a_full_disk_ends_the_run_with_one_message(tracefs: Path, ceiling: Ceili
     )
     assert Deadline.after("the tracer records", 30.0).poll(lambda: bool(ours(tracefs, tracer.pid)))
     ceiling.run(20.0, count=5000)
-    _, err = tracer.communicate(timeout=60)
+    out, err = tracer.communicate(timeout=60)
     assert tracer.returncode == 1
     assert "EFBIG" in err
+    assert "resample" in out  # what was measured until then is told
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
     assert ours(tracefs, tracer.pid) == []

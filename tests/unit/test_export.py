@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import resource
 from collections.abc import Iterator
@@ -254,6 +255,38 @@ def test_a_run_that_fails_leaves_no_half_file_and_spares_the_old_one(tmp_path: P
     export.__exit__(ValueError, ValueError("the VM's page is damaged"), None)
     assert (tmp_path / "out").read_text() == "of yesterday"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    # As root, a file renamed over /dev/null would take it away from the whole machine.
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "file").write_text("of yesterday")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        for name in ("pipe", "link"):
+            with SpansFile(tmp_path / name) as export:
+                export.add(many(2).done)
+        assert os.read(reader, 1 << 16) == (tmp_path / "file").read_bytes()
+    finally:
+        os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "pipe"]
+
+
+def test_a_folder_is_refused_before_the_run(tmp_path: Path) -> None:
+    with pytest.raises(KernelError, match="EISDIR"):
+        SpansFile(tmp_path).__enter__()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_has_failed_once_is_not_whole_although_its_block_ends_well(tmp_path: Path) -> None:
+    with SpansFile(tmp_path / "out") as export:
+        with pytest.raises(KernelError), full_disk():
+            export.add(many(400).done)
+        assert export.failure is not None
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -62,6 +62,13 @@ def test_an_export_into_a_folder_that_is_not_there_fails_before_the_run(
     assert "ENOENT" in capsys.readouterr().err
 
 
+def test_two_results_into_one_file_are_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, same = tmp_path / "out", tmp_path / "." / "out"
+    words = ["trace", "--pid", "1", "--gsi", "20", "--spans", str(one), "--perfetto"]
+    assert main([*words, str(same)]) == 2
+    assert "--spans and --perfetto name the same file" in capsys.readouterr().err
+
+
 def test_the_table_has_every_stage_and_the_whole(capsys: pytest.CaptureFixture[str]) -> None:
     _print_table(report_of(many(50)), "GSI 20 of process 7")
     out = capsys.readouterr().out

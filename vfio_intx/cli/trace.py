@@ -8,12 +8,12 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vfio_intx.cli.output import as_json, console, print_json
-from vfio_intx.errors import UsageError
+from vfio_intx.errors import KernelError, UsageError
 from vfio_intx.host.root import HostRoot
 from vfio_intx.names import Bdf, Gsi, escape, parse_natural
 
@@ -69,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     # What cannot be meant is said before anything of the machine is looked at.
     seconds, count, size_kb = _limits(arguments)
+    _check_files(arguments)
     target, pid = _target(arguments)
     name = _name(arguments, target, pid)
     timeline = Timeline() if arguments.html else None
@@ -80,9 +81,12 @@ def run(arguments: argparse.Namespace) -> int:
         tracer = Tracer(target, root=HostRoot(), pid=pid, size_kb=size_kb, sink=_sink(exports, timeline))
         stopped = stack.enter_context(_signals())
         tell = stack.enter_context(_live(arguments))
-        report = run_tracer(tracer, seconds=seconds, count=count, stop=lambda: bool(stopped), tell=tell)
-        for export in exports:
-            export.note(report.anomalies)
+
+        def ended() -> bool:
+            return bool(stopped or _failed(exports))
+
+        report = run_tracer(tracer, seconds=seconds, count=count, stop=ended, tell=tell)
+        _to_all(exports, lambda export: export.note(report.anomalies))
         added_us = _added_us() if arguments.cost else None
         payload = _payload(report, added_us)
         # Before the files, which a full disk may refuse.
@@ -94,6 +98,8 @@ def run(arguments: argparse.Namespace) -> int:
             data.put(as_json("trace/1", payload))
         if page is not None and timeline is not None:
             page.put(render(report, timeline, name, _where()).encode())
+    if failure := _failed(exports):
+        raise failure
     return 0 if report.summary.interrupts and not report.lost_events and report.ended != "vm-gone" else 1
 
 
@@ -131,10 +137,33 @@ def _exports(arguments: argparse.Namespace, name: str) -> Iterator[Export]:
         yield PerfettoFile(arguments.perfetto, name)
 
 
+def _check_files(arguments: argparse.Namespace) -> None:
+    """:raise UsageError: two results would go into one file."""
+    options = {"--html": arguments.html, "--json-to": arguments.json_to}
+    options |= {"--spans": arguments.spans, "--perfetto": arguments.perfetto}
+    taken: dict[Path, str] = {}
+    for option, path in options.items():
+        if path is not None and (path.is_file() or not path.exists()):
+            other = taken.setdefault(path.resolve(), option)
+            if other != option:
+                raise UsageError(f"{other} and {option} name the same file, {escape(str(path))}")
+
+
+def _to_all(exports: list[Export], put: Callable[[Export], None]) -> None:
+    """Do it for each that has not failed. A full disk ends the run, but neither the others nor the result."""
+    for export in exports:
+        if export.failure is None:
+            with contextlib.suppress(KernelError):
+                put(export)
+
+
+def _failed(exports: list[Export]) -> KernelError | None:
+    return next((export.failure for export in exports if export.failure), None)
+
+
 def _sink(exports: list[Export], timeline: Timeline | None) -> Tracer.Sink:
     def take(spans: list[Span]) -> None:
-        for export in exports:
-            export.add(spans)
+        _to_all(exports, lambda export: export.add(spans))
         if timeline is not None:
             timeline.add(spans)
 
@@ -145,8 +174,11 @@ def _sink(exports: list[Export], timeline: Timeline | None) -> Tracer.Sink:
 def _signals() -> Iterator[list[int]]:
     """A list that fills when somebody asks us to stop: the run then ends as any other, with its result."""
     asked: list[int] = []
+    # A terminal that goes away (SIGHUP) asks for an end, too; what nohup or a shell has us ignore stays ignored.
     before = {
-        number: signal.signal(number, lambda got, _: asked.append(got)) for number in (signal.SIGINT, signal.SIGTERM)
+        number: signal.signal(number, lambda got, _: asked.append(got))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN
     }
     try:
         yield asked

@@ -1,8 +1,9 @@
 """Every interrupt into a file, as it is seen: one JSON object a line, or a trace for Perfetto and chrome://tracing.
 
 The page and the JSON of a whole run go the same way (:class:`WholeFile`). A file appears under its name only when it
-is whole: until then it is ``NAME.part``, which is removed when something goes wrong. Nothing is held back in memory,
-so an hour costs as much memory as a second.
+is whole: until then it is ``NAME.part``, which is removed when something goes wrong. What is no file (``/dev/null``, a
+pipe) is written to as it is, since a file that took its name would take it away from everybody else. Nothing is held
+back in memory, so an hour costs as much memory as a second.
 
 The Chrome trace-event format is described in "Trace Event Format" (Google, document of the Catapult project): complete
 events (``ph`` "X") with times in microseconds, metadata ("M") that names processes and tracks, instants ("i").
@@ -28,36 +29,52 @@ _encode = msgspec.json.encode
 
 
 class Export:
-    """A file that grows with the run. Context manager: whole at the end of the block, gone if the block raises."""
+    """A file that grows with the run. Context manager: whole at the end of the block, gone if the block raises.
+
+    A symbolic link stays one: what it points to is written.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._part = path.with_name(path.name + ".part")
+        self._part: Path | None = None
         self._file: BinaryIO | None = None
+        self._failure: KernelError | None = None
+
+    @property
+    def failure(self) -> KernelError | None:
+        """What a write has failed with; nothing is kept of the file then, however its block ends."""
+        return self._failure
 
     def __enter__(self) -> Self:
         try:
-            self._file = self._part.open("wb")
-            self._write(self._head())
+            if self._path.exists() and not self._path.is_file():
+                self._file = self._path.open("wb")
+            else:
+                whole = self._path.resolve()
+                self._part = whole.with_name(whole.name + ".part")
+                self._file = self._part.open("wb")
         except OSError as error:
             raise self._failed("open", error) from error
+        self._write(self._head())
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         file, self._file = self._file, None
         if file is None:
             return
+        is_whole = kind is None and self._failure is None
         try:
-            if kind is None:
+            if is_whole:
                 file.write(self._tail())
             file.close()
-            if kind is None:
-                self._part.replace(self._path)
+            if is_whole and self._part is not None:
+                self._part.replace(self._path.resolve())
         except OSError as error:
-            raise self._failed("write", error) from error
+            if is_whole:
+                raise self._failed("write", error) from error
         finally:
-            file.close() if not file.closed else None
-            self._part.unlink(missing_ok=True)
+            if self._part is not None:
+                self._part.unlink(missing_ok=True)
 
     def add(self, spans: Sequence[Span]) -> None:
         """Write finished spans. :raise KernelError: ENOSPC and the like; the part is removed with the block."""
@@ -73,7 +90,8 @@ class Export:
         try:
             self._file.write(data)
         except OSError as error:
-            raise self._failed("write", error) from error
+            self._failure = self._failed("write", error)
+            raise self._failure from error
 
     def _failed(self, operation: str, error: OSError) -> KernelError:
         hint = "the run was stopped, the incomplete file removed: name one in a folder that there is, with room"
