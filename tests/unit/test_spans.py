@@ -273,6 +273,17 @@ def test_a_handler_that_led_to_no_injection_is_noted_when_it_runs_again() -> Non
     assert len(joiner.done) == 2
 
 
+def test_a_handler_that_nothing_ever_followed_is_noted_at_the_end() -> None:
+    # The lost listener: the line is masked by its first interrupt, nobody hears of it, and the handler never runs again.
+    alone = join(Script().host(), DEVICE)
+    assert alone.handled == 1
+    assert alone.counts == {Oddity.NOT_INJECTED: 1}
+    assert join(Script().host().host().host(), DEVICE).counts == {Oddity.NOT_INJECTED: 3}
+    assert join(Script().host().irqfd().host(), DEVICE).counts == {Oddity.NOT_INJECTED: 1}
+    # After a loss the injection may have been among what is missing.
+    assert join(Script().host().add(LOST, 0, 3, 0).host().host().irqfd(), DEVICE).counts == {Oddity.LOST_EVENTS: 1}
+
+
 def test_a_wake_up_on_another_cpu_is_not_the_handlers() -> None:
     script = Script().add(Kind.HOST_ENTRY, WORKER, 21).add(Kind.WAKING, WORKER, MAIN, cpu=1)
     script.add(Kind.HOST_EXIT, WORKER, 21, 1).add(Kind.WAKING, WORKER, MAIN).irqfd()

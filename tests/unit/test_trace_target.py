@@ -160,6 +160,18 @@ def test_spans_do_not_depend_on_how_the_events_were_cut_into_rounds() -> None:
         assert [span.milestones() for span in parts.done] == [span.milestones() for span in whole.done]
 
 
+def test_a_line_that_was_never_injected_is_counted_at_the_host(tmp_path: Path) -> None:
+    script = Script()
+    for number in range(3):
+        neighbours(script.host(wakes=MAIN), 4 + number).host()
+    tracer = Tracer(UNLEARNT, root=HostRoot(tmp_path))
+    tracer._pending = list(script.events)
+    tracer._join(list(script.events), last=False)
+    assert (tracer._joiner.handled, len(tracer._pending)) == (0, len(script.events))  # kept: it may yet be learnt
+    tracer._join(list(script.events), last=True)
+    assert (tracer._joiner.handled, tracer._joiner.injected, tracer._pending) == (6, 0, [])
+
+
 def test_a_device_that_is_unplugged_and_a_vm_that_dies_end_the_run(tmp_path: Path) -> None:
     tree = FakeTree(tmp_path)
     action = "vfio-intx(0000:05:00.0)"

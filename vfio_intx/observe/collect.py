@@ -16,7 +16,7 @@ from operator import itemgetter
 from vfio_intx.abi.tracepoints import Event
 from vfio_intx.host.irq import read_interrupts
 from vfio_intx.host.root import HostRoot
-from vfio_intx.observe.events import Target, plan
+from vfio_intx.observe.events import HOST_SIDE, Target, plan
 from vfio_intx.observe.span import Anomaly, Span
 from vfio_intx.observe.spans import Joiner
 from vfio_intx.observe.summary import Summary
@@ -158,8 +158,7 @@ class Tracer:
         if self._learning:
             learnt = learn(self.target, events, least=1) if last else learn(self.target, events)
             if learnt is None:
-                # Nothing of the line yet, only of others. They are kept for a while, for its first interrupts.
-                del self._pending[: 0 if len(events) < _MOST_HELD else len(events) // 2]
+                self._wait(events, last=last)
                 return
             self._learning = False
             self._mixed = True
@@ -169,6 +168,15 @@ class Tracer:
         del self._pending[: len(events)]
         self._joiner.feed(only_of(self.target, events) if self._mixed else events)
         self._hand_on()
+
+    def _wait(self, events: list[Event], *, last: bool) -> None:
+        """No injection can be told to be the line's yet. Events are kept for a while, for its first interrupts.
+
+        Of those that are let go, what the host's handler did is counted: a line that nobody injects is no quiet one.
+        """
+        gone = len(events) if last else 0 if len(events) < _MOST_HELD else len(events) // 2
+        self._joiner.feed([event for event in events[:gone] if event[1] in HOST_SIDE])
+        del self._pending[:gone]
 
     def _hand_on(self) -> None:
         done = self._joiner.done

@@ -30,7 +30,7 @@ class Oddity(Enum):
     UNHANDLED = "unhandled"
     """The host's handler answered IRQ_NONE: a neighbour on a shared line."""
     NOT_INJECTED = "not-injected"
-    """The host's handler took it, and no injection followed before the next one."""
+    """The host's handler took it, and no injection followed before the next one, or before the end."""
     ORPHAN_ACK = "orphan-ack"
     """Acknowledged without an injection of this line: another source on the GSI, or a spurious EOI."""
     FOREIGN = "foreign"

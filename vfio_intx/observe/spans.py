@@ -68,6 +68,7 @@ class Joiner:
         self._running: Handler | None = None
         self._foreign_vcpu = 0
         self._synced = False
+        self._is_cut = False
         self._message_vector: int | None = None
         self._trapped: dict[int, int] = {}
         self._last = 0
@@ -108,6 +109,10 @@ class Joiner:
                 self._odd(span, Oddity.MASKED, span.masked, "the guest has the pin masked")
             self._note(Oddity.UNFINISHED, span.inject, f"interrupt {span.number} {_missing(span)}")
         self._open.clear()
+        if self._handler is not None:
+            # A line that nobody listens to stays masked: there is no next run of the handler to note it at.
+            self._note(Oddity.NOT_INJECTED, self._handler.entry, "the host's handler ran, no injection until the end")
+        self._handler = None
 
     def _note(self, oddity: Oddity, time: int, detail: str) -> None:
         self.counts[oddity] += 1
@@ -122,7 +127,7 @@ class Joiner:
 
     def _host_entry(self, time: int, cpu: int, fields: Fields) -> None:
         waiting = self._handler
-        if waiting is not None and self._synced:
+        if waiting is not None and not self._is_cut:
             self._note(Oddity.NOT_INJECTED, waiting.entry, "the host's handler ran, no injection followed")
         self._handler = self._running = Handler(time, cpu)
 
@@ -175,7 +180,7 @@ class Joiner:
         span = Span(self.injected, time, source, pid, self._handler)
         span.by_process = source == SOURCE_USERSPACE and pid in self._threads
         self._handler = None
-        self._synced = True
+        self._synced, self._is_cut = True, False
         self._open.append(span)
         return span
 
@@ -345,7 +350,7 @@ class Joiner:
             self._note(Oddity.TORN, span.inject, f"interrupt {span.number} was cut by lost events")
         self._open.clear()
         self._handler = self._running = None
-        self._synced = False
+        self._synced, self._is_cut = False, True
 
 
 def _missing(span: Span) -> str:
