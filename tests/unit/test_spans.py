@@ -274,7 +274,7 @@ def test_a_handler_that_led_to_no_injection_is_noted_when_it_runs_again() -> Non
 
 
 def test_a_handler_that_nothing_ever_followed_is_noted_at_the_end() -> None:
-    # The lost listener: the line is masked by its first interrupt, nobody hears of it, and the handler never runs again.
+    # The lost listener: masked by its first interrupt, which nobody hears of, the line never interrupts again.
     alone = join(Script().host(), DEVICE)
     assert alone.handled == 1
     assert alone.counts == {Oddity.NOT_INJECTED: 1}
@@ -346,6 +346,19 @@ def test_anomalies_are_kept_in_bounds_and_counted_beyond() -> None:
     joiner = join(script)
     assert joiner.counts[Oddity.ORPHAN_ACK] == KEPT_OF_A_KIND * 3
     assert len(joiner.anomalies) == KEPT_OF_A_KIND
+
+
+def test_a_line_that_is_never_acknowledged_is_waited_for_in_bounded_space() -> None:
+    # A plain irqfd or an ISA device's edge: raised and lowered, and KVM hears of no EOI.
+    script = Script()
+    for _ in range(500):
+        script.up(WORKER, 0).down(WORKER, 0)
+    joiner = Joiner(BARE)
+    joiner.feed(script.events)
+    waiting = joiner.injected - joiner.counts[Oddity.UNFINISHED]
+    assert waiting <= 64
+    joiner.finish()
+    assert joiner.injected == joiner.counts[Oddity.UNFINISHED] == 500
 
 
 BIT, ANY, VECTORS = st.integers(0, 1), st.sampled_from([MAIN, VCPU, WORKER, OTHER]), st.sampled_from([37, 48])

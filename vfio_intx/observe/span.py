@@ -38,7 +38,7 @@ class Oddity(Enum):
     AMBIGUOUS = "ambiguous"
     """Two VMs with the same GSI raised it at once: whose injection this was is a guess."""
     UNFINISHED = "unfinished"
-    """Still not over when the recording ended."""
+    """Still not over when the recording ended, or after so many more that no end was waited for."""
     TORN = "torn"
     """Cut by lost events: neither counted as an interrupt nor timed."""
     LOST_EVENTS = "lost-events"

@@ -40,6 +40,8 @@ from vfio_intx.observe.span import (
 _ENTRY_MASKED = 1 << 16
 _EXIT_MMIO, _EXIT_IOAPIC_EOI = 6, 26
 Fields = tuple[int, ...]
+#: So many interrupts may wait for an acknowledge at once: where KVM hears of none (edge) there is no end of them.
+_MOST_OPEN = 32
 #: Anomalies kept with their time, of each kind; the rest is only counted.
 KEPT_OF_A_KIND = 100
 
@@ -103,16 +105,19 @@ class Joiner:
             self._last = max(last, events[-1][0])
 
     def finish(self) -> None:
-        """The recording is over: what is still open is counted as unfinished."""
+        """The recording is over: what is still open is counted as unfinished, and a handler's run as not injected."""
         for span in self._open:
-            if span.masked and not span.ack:
-                self._odd(span, Oddity.MASKED, span.masked, "the guest has the pin masked")
-            self._note(Oddity.UNFINISHED, span.inject, f"interrupt {span.number} {_missing(span)}")
+            self._give_up(span)
         self._open.clear()
         if self._handler is not None:
             # A line that nobody listens to stays masked: there is no next run of the handler to note it at.
             self._note(Oddity.NOT_INJECTED, self._handler.entry, "the host's handler ran, no injection until the end")
         self._handler = None
+
+    def _give_up(self, span: Span) -> None:
+        if span.masked and not span.ack:
+            self._odd(span, Oddity.MASKED, span.masked, "the guest has the pin masked")
+        self._note(Oddity.UNFINISHED, span.inject, f"interrupt {span.number} {_missing(span)}")
 
     def _note(self, oddity: Oddity, time: int, detail: str) -> None:
         self.counts[oddity] += 1
@@ -181,6 +186,8 @@ class Joiner:
         span.by_process = source == SOURCE_USERSPACE and pid in self._threads
         self._handler = None
         self._synced, self._is_cut = True, False
+        if len(self._open) == _MOST_OPEN:
+            self._give_up(self._open.pop(0))
         self._open.append(span)
         return span
 
