@@ -116,6 +116,26 @@ def test_every_interrupt_of_the_guest_is_a_span(ceiling: Ceiling, starve: bool) 
     assert report.cost.cpu_s > 0
 
 
+def test_a_vcpu_that_is_younger_than_the_recording_is_followed() -> None:
+    target, pid = resolve(ROOT, pid=os.getpid(), gsi=Gsi(GSI), bdf=None)
+    with Tracer(target, root=ROOT, pid=pid) as tracer, contextlib.ExitStack() as stack:
+        tracer.poll()
+        fd = kvm.open_kvm("/dev/kvm")
+        stack.callback(close_all, fd)
+        ceiling = Ceiling(fd, gsi=GSI)
+        stack.callback(ceiling.close)
+
+        def knows() -> bool:
+            tracer.poll()
+            return set(tracer.target.threads) >= set(threads_of(ROOT, os.getpid()))
+
+        assert Deadline.after("the new thread is known", 30.0).poll(knows)
+        ceiling.run(20.0, count=2000)
+        report = tracer.finish()
+        assert report.summary.interrupts == ceiling.total()
+        assert report.anomaly_counts == {}
+
+
 def test_a_buffer_too_small_is_a_loss_that_is_told(ceiling: Ceiling) -> None:
     report, counted = traced(ceiling, 20_000, poll=False, size_kb=64)
     counts = report.anomaly_counts

@@ -10,17 +10,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 
 from vfio_intx.abi.tracepoints import Event
+from vfio_intx.errors import WorldError
 from vfio_intx.host.irq import read_interrupts
 from vfio_intx.host.root import HostRoot
 from vfio_intx.observe.events import HOST_SIDE, Target, plan
 from vfio_intx.observe.span import Anomaly, Span
 from vfio_intx.observe.spans import Joiner
 from vfio_intx.observe.summary import Summary
-from vfio_intx.observe.target import learn, only_of
+from vfio_intx.observe.target import learn, only_of, threads_of
 from vfio_intx.observe.tracefs import read_start
 from vfio_intx.observe.tracing import Instance, Keeper
 
@@ -111,7 +112,7 @@ class Tracer:
         self._events = 0
         self._bytes = 0
         self._pause = _SHORTEST_PAUSE_S
-        self._checked = 0.0
+        self._checked = self._looked = 0.0
         self._mixed = False
 
     def __enter__(self) -> Tracer:
@@ -135,6 +136,7 @@ class Tracer:
 
     def poll(self) -> None:
         """Read what the kernel has recorded, join what is old enough."""
+        self._see_threads()
         until = time.monotonic_ns() - _BEHIND_NS
         most = self._read()
         self._pending.sort(key=_by_time)
@@ -146,6 +148,22 @@ class Tracer:
             self._pause = max(_SHORTEST_PAUSE_S, self._pause / 2)
         elif part < 0.06:
             self._pause = min(_LONGEST_PAUSE_S, self._pause * 1.5)
+
+    def _see_threads(self) -> None:
+        """Follow the threads that the VM has made since (a vCPU that was plugged in). Looks about once a second."""
+        now = time.monotonic()
+        if self._pid is None or now - self._looked < _CHECK_S:
+            return
+        self._looked = now
+        try:
+            threads = threads_of(self._root, self._pid)
+        except WorldError:
+            return  # gone: that is told by gone()
+        if set(threads) <= set(self.target.threads) or read_start(self._root, self._pid) != self._start:
+            return
+        self.target = replace(self.target, threads=threads)
+        self._joiner.know(threads)
+        self.instance.refilter(plan(self.target))
 
     def _read(self) -> int:
         before = len(self._pending)
@@ -164,7 +182,7 @@ class Tracer:
             self._mixed = True
             self.target = learnt
             if not last:
-                self.instance.narrow(plan(learnt))
+                self.instance.refilter(plan(learnt))
         del self._pending[: len(events)]
         self._joiner.feed(only_of(self.target, events) if self._mixed else events)
         self._hand_on()

@@ -91,6 +91,10 @@ class Joiner:
             LOST: self._lost,
         }
 
+    def know(self, threads: Sequence[int]) -> None:
+        """The VM has these threads, besides those that it had before."""
+        self._threads |= frozenset(threads)
+
     def feed(self, events: Sequence[Event]) -> None:
         """Join *events*, which are sorted by time."""
         act = self._act

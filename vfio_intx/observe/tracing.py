@@ -64,6 +64,7 @@ class Instance:
         self._keeper = keeper
         self._root = root
         self._enables = tuple(enables)
+        self._filters: dict[str, str | None] = {}
         self._fds: dict[int, int] = {}
         self._path: Path | None = None
         self.size_kb = size_kb
@@ -183,6 +184,7 @@ class Instance:
                 raise MissingError(f"this kernel has no tracepoint {point.path}", hint=hint)
             if enable.filter is not None:
                 self._write(f"events/{point.path}/filter", enable.filter)
+            self._filters[point.path] = enable.filter
             yield Wanted(
                 point.kind, parse_format(self._describe(folder / "format", f"formats/{point.name}")), point.fields
             )
@@ -209,17 +211,19 @@ class Instance:
                 self._write(f"events/{enable.point.path}/enable", "1")
         self._write("tracing_on", "1")
 
-    def narrow(self, enables: Iterable[Enable]) -> None:
-        """Replace the filters of events that are on already; those that *enables* leaves out are switched off."""
+    def refilter(self, enables: Iterable[Enable]) -> None:
+        """Replace the filters of events that are on already; those that *enables* leaves out are switched off.
+
+        The kernel swaps a filter whole: there is no moment without one (``apply_event_filter``).
+        """
         wanted = {enable.point.path: enable.filter for enable in enables}
-        for enable in self._enables:
-            path = enable.point.path
-            if path in self.without:
-                continue
-            if path not in wanted:
-                self._write(f"events/{path}/enable", "0")
-            elif wanted[path] is not None and wanted[path] != enable.filter:
-                self._write(f"events/{path}/filter", wanted[path] or "0")
+        for path in self._filters.keys() - wanted.keys():
+            self._write(f"events/{path}/enable", "0")
+            del self._filters[path]
+        for path, filter_ in wanted.items():
+            if self._filters.get(path, filter_) != filter_:
+                self._write(f"events/{path}/filter", filter_ or "0")
+                self._filters[path] = filter_
 
     def stop(self) -> None:
         """Record nothing more; what was recorded can still be drained."""
