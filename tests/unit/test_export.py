@@ -45,7 +45,7 @@ def report_of(joiner: Joiner) -> Report:
     counts = {oddity.value: count for oddity, count in joiner.counts.items()}
     return Report(
         BARE, 2.0, "time", summary, tuple(joiner.anomalies), counts, joiner.handled, joiner.injected, 0, 0,
-        Cost(0.5, 1000, 24000),
+        Cost(0.5, 1000),
     )  # fmt: skip
 
 

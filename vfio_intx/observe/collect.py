@@ -38,11 +38,10 @@ _by_time = itemgetter(0)
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What the run cost: CPU seconds of this process (user and system), events read, and the bytes they took."""
+    """What the run cost: CPU seconds of this process (user and system), and events read."""
 
     cpu_s: float
     events: int
-    bytes: int
 
     @property
     def events_per_cpu_s(self) -> float:
@@ -110,7 +109,6 @@ class Tracer:
         self._learning = target.gsi is None and target.irq is not None
         self._pending: list[Event] = []
         self._events = 0
-        self._bytes = 0
         self._pause = _SHORTEST_PAUSE_S
         self._checked = self._looked = 0.0
         self._mixed = False
@@ -169,7 +167,6 @@ class Tracer:
         before = len(self._pending)
         most = self.instance.drain(self._pending)
         self._events += len(self._pending) - before
-        self._bytes += most
         return most
 
     def _join(self, events: list[Event], *, last: bool) -> None:
@@ -246,7 +243,7 @@ class Tracer:
             self._joiner.injected,
             self._joiner.restated,
             lost,
-            Cost(time.process_time() - self._cpu, self._events, self._bytes),
+            Cost(time.process_time() - self._cpu, self._events),
             tuple(self.instance.without),
         )
 

@@ -14,12 +14,14 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from time import monotonic_ns
 from typing import Protocol
 
 from vfio_intx.abi.tracepoints import (
     CpuStatistics,
     Event,
     PageDecoder,
+    PageResult,
     Wanted,
     parse_format,
     parse_header_event,
@@ -253,14 +255,16 @@ class Instance:
             before = len(out)
             result = self._decoder.decode(page, cpu, out)
             if result.missed or result.missed is None or result.damaged:
-                self._note_loss(cpu, before, result.missed, result.damaged, out)
+                self._note_loss(cpu, before, result, out)
         return taken
 
-    def _note_loss(self, cpu: int, before: int, missed: int | None, damaged: bool, out: list[Event]) -> None:
-        self.missed += missed or 0
-        self.damaged += damaged
-        time = out[before][0] if before < len(out) else out[-1][0] if out else 0
-        out.insert(before, (time, LOST, cpu, (0, -1 if missed is None else missed, int(damaged))))
+    def _note_loss(self, cpu: int, before: int, page: PageResult, out: list[Event]) -> None:
+        """Put it where the page begins: at its first event, and where it has none, at its own time."""
+        missed = -1 if page.missed is None else page.missed
+        self.missed += max(missed, 0)
+        self.damaged += page.damaged
+        time = out[before][0] if before < len(out) else page.time or monotonic_ns()
+        out.insert(before, (time, LOST, cpu, (0, missed, int(page.damaged))))
 
     def statistics(self) -> dict[int, CpuStatistics]:
         """What the kernel counted, by CPU."""
