@@ -6,6 +6,7 @@ import argparse
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -194,32 +195,15 @@ class _Progress:
             print(f"\rbench: round {done} of {of}{end}", end="", file=sys.stderr, flush=True)
 
 
-_HEADINGS = [
-    "scheme",
-    "pin",
-    "triggers",
-    "handler",
-    "acked",
-    "lost",
-    "repeated",
-    "wake-ups",
-    "p50_us",
-    "p99",
-    "p99.9",
-    "max",
-    "per_s",
-    "p50_x",
-    "p99_x",
-]
+#: Two tables, since one would be wider than a terminal of 80 columns.
+_COUNTS = ("scheme", "pin", "triggers", "handler", "acked", "lost", "repeated", "wake-ups")
+_TRIPS = ("scheme", "pin", "p50 us", "p99", "p99.9", "max", "per s", "p50 x", "p99 x")
 
 
 def _print_table(figures: BenchFigures) -> None:
-    rows = [[heading.replace("_", " ") for heading in _HEADINGS]]
-    rows += [_cells(figures, row) for row in figures.schemes]
-    widths = [max(len(row[place]) for row in rows) for place in range(len(_HEADINGS))]
-    for row in rows:
-        names = f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}"
-        print("  ".join([names, *(cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True))]))
+    _print_columns([_COUNTS, *map(_counts, figures.schemes)])
+    print()
+    _print_columns([_TRIPS, *(_trips(figures, row) for row in figures.schemes)])
     if figures.ceiling is not None:
         print(f"\nceiling, an irqfd that is its own resample eventfd: {figures.ceiling.rate:.0f} a second")
     _print_bars(figures)
@@ -228,13 +212,28 @@ def _print_table(figures: BenchFigures) -> None:
             print(wrapped(f"{figure.scheme.value} ({figure.pin.label}): {note}", screen_columns(), hang=4))
 
 
-def _cells(figures: BenchFigures, row: SchemeFigures) -> list[str]:
-    trip, ratios = row.round_trip, figures.ratios(row)
+def _print_columns(rows: Sequence[Sequence[str]]) -> None:
+    """Names to the left, numbers to the right."""
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    for row in rows:
+        names = [cell.ljust(width) for cell, width in zip(row[:2], widths, strict=False)]
+        print("  ".join([*names, *(cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True))]))
+
+
+def _counts(row: SchemeFigures) -> Sequence[str]:
     counts = (row.triggers, row.handler_runs, row.acknowledged, row.lost, row.repeated)
-    trips = [f"{value:.1f}" for value in (trip.p50, trip.p99, trip.p999, trip.max)] if trip else ["-"] * 4
+    return (row.scheme.value, row.pin.label, *map(str, counts), f"{row.wakeups_per_interrupt:.2f}")
+
+
+def _trips(figures: BenchFigures, row: SchemeFigures) -> Sequence[str]:
+    trip, ratios = row.round_trip, figures.ratios(row)
+    trips = (
+        [f"{value:.1f}" if value < 100_000 else f"{value:.0f}" for value in (trip.p50, trip.p99, trip.p999, trip.max)]
+        if trip
+        else ["-"] * 4
+    )
     compared = [f"{ratio:.2f}" for ratio in ratios] if ratios else ["-", "-"]
-    wakeups = f"{row.wakeups_per_interrupt:.2f}"
-    return [row.scheme.value, row.pin.label, *map(str, counts), wakeups, *trips, f"{row.rate:.0f}", *compared]
+    return (row.scheme.value, row.pin.label, *trips, f"{row.rate:.0f}", *compared)
 
 
 def _print_bars(figures: BenchFigures) -> None:
