@@ -23,7 +23,7 @@ from vfio_intx.observe.report import span_json
 from vfio_intx.observe.span import CHAIN, Anomaly, Span
 
 _WHOLE = "interrupt"
-#: Tracks of the second lane, for an interrupt that begins before the last one is over.
+#: So many track numbers has a lane. An interrupt that begins before the last one is over goes into another.
 _LANE = 20
 _encode = msgspec.json.encode
 
@@ -127,20 +127,18 @@ class SpansFile(Export):
 
 
 class PerfettoFile(Export):
-    """Chrome trace-event JSON: one track for the line's whole interrupts, one for each stage, one for anomalies."""
+    """Chrome trace-event JSON: one track for the line's whole interrupts, one for each stage, one for anomalies.
+
+    Slices of one track must not overlap, so interrupts that do have tracks of their own: as many lanes as were needed.
+    """
 
     def __init__(self, path: Path, line: str) -> None:
         super().__init__(path)
         self._line = line
-        self._busy_until = 0
+        self._busy_until = [0]
 
     def _head(self) -> bytes:
-        tracks = [(0, _WHOLE), *((stage.number, stage.value) for stage in CHAIN), (len(CHAIN) + 1, "anomalies")]
-        tracks += [(number + _LANE, f"{name} (overlapping)") for number, name in tracks[:-1]]
-        named = [_metadata("process_name", 0, {"name": self._line})]
-        for number, name in tracks:
-            named += [_metadata("thread_name", number, {"name": name})]
-            named += [_metadata("thread_sort_index", number, {"sort_index": number})]
+        named = [_metadata("process_name", 0, {"name": self._line}), *_named(len(CHAIN) + 1, "anomalies"), *_lane(0)]
         return b'{"displayTimeUnit":"ns","traceEvents":[\n' + b",\n".join(_encode(item) for item in named)
 
     def _tail(self) -> bytes:
@@ -150,19 +148,33 @@ class PerfettoFile(Export):
         for span in spans:
             milestones = span.milestones()
             start = milestones[0][1]
-            lane = _LANE if start < self._busy_until else 0
-            self._busy_until = max(self._busy_until, span.end)
-            arguments = {"n": span.number, "vector": span.vector}
-            yield _complete(_WHOLE, lane, start, span.end - start, arguments)
+            lane = next((lane for lane, end in enumerate(self._busy_until) if end <= start), len(self._busy_until))
+            if lane == len(self._busy_until):
+                self._busy_until.append(0)
+                yield b"".join(b",\n" + _encode(item) for item in _lane(lane))
+            self._busy_until[lane] = span.end
+            first = lane * _LANE
+            yield _complete(_WHOLE, first, start, span.end - start, {"n": span.number, "vector": span.vector})
             before = start
             for stage, moment in milestones[1:]:
-                yield _complete(stage.value, stage.number + lane, before, moment - before, {"n": span.number})
+                yield _complete(stage.value, first + stage.number, before, moment - before, {"n": span.number})
                 before = moment
 
     def _notes(self, anomalies: Iterable[Anomaly]) -> Iterable[bytes]:
         for anomaly in anomalies:
             event = {"name": anomaly.oddity.value, "ph": "i", "s": "p", "pid": 1, "tid": len(CHAIN) + 1}
             yield b",\n" + _encode({**event, "ts": anomaly.time / 1000, "args": {"detail": anomaly.detail}})
+
+
+def _lane(lane: int) -> Iterable[dict[str, object]]:
+    overlapping = f" (overlapping {lane})" if lane else ""
+    for number, name in ((0, _WHOLE), *((stage.number, stage.value) for stage in CHAIN)):
+        yield from _named(number + lane * _LANE, name + overlapping)
+
+
+def _named(track: int, name: str) -> Iterable[dict[str, object]]:
+    yield _metadata("thread_name", track, {"name": name})
+    yield _metadata("thread_sort_index", track, {"sort_index": track})
 
 
 def _metadata(what: str, track: int, arguments: dict[str, object]) -> dict[str, object]:
