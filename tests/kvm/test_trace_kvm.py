@@ -145,6 +145,15 @@ def test_a_buffer_too_small_is_a_loss_that_is_told(ceiling: Ceiling) -> None:
     assert report.injected == report.summary.interrupts + counts.get("torn", 0) + counts.get("unfinished", 0)
 
 
+def test_a_full_buffer_is_read_to_its_end(ceiling: Ceiling) -> None:
+    target, pid = resolve(ROOT, pid=os.getpid(), gsi=Gsi(ceiling.figures.gsi), bdf=None)
+    with Tracer(target, root=ROOT, pid=pid, size_kb=1024) as tracer:
+        ceiling.run(20.0, count=60_000)
+        tracer.finish()
+        left = [cpu.entries for cpu in tracer.instance.statistics().values()]
+    assert not any(left)
+
+
 def test_the_instance_is_private_and_runs_on_the_clock_that_was_chosen(tracefs: Path) -> None:
     with Instance(ROOT, plan(Target(Gsi(20))), size_kb=128) as instance:
         place = tracefs / "instances" / instance.name

@@ -227,7 +227,8 @@ class Tracer:
         """Stop recording, join the rest, and report. The instance is still there until the ``with`` is left."""
         self.instance.stop()
         seconds = self.elapsed_s()
-        self._read()
+        while self._read():
+            pass  # a full buffer holds some pages more than its size
         self._pending.sort(key=_by_time)
         self._join(list(self._pending), last=True)
         self._joiner.finish()

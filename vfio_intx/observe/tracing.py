@@ -232,9 +232,11 @@ class Instance:
         self._write("tracing_on", "0")
 
     def drain(self, out: list[Event]) -> int:
-        """Append everything recorded so far to *out*, each CPU's events oldest first; the most bytes a CPU had.
+        """Append what is recorded to *out*, each CPU's events oldest first; the most bytes a CPU had.
 
-        A loss shows as an event of kind :data:`LOST` at the place where the kernel noticed it.
+        No more than a buffer's size at once, so that a CPU which records as fast as we read does not keep us: after
+        :meth:`stop` there is nothing left when this returns 0. A loss shows as an event of kind :data:`LOST` at the
+        place where the kernel noticed it.
         """
         return max((self._drain_cpu(cpu, fd, out) for cpu, fd in self._fds.items()), default=0)
 
