@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,15 +65,39 @@ def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
     # What cannot be meant is said before anything of the machine is looked at.
     _count(arguments.count, _DEFAULT_COUNT)
     _seconds(arguments.seconds, 0)
-    kvm_fd = kvm.open_kvm(root.at("dev/kvm"))
+    with _interrupted_once():
+        kvm_fd = kvm.open_kvm(root.at("dev/kvm"))
+        try:
+            if arguments.ceiling:
+                return _ceiling(arguments, kvm_fd, root)
+            if bdf is not None:
+                return _race_device(arguments, kvm_fd, bdf, schemes, plot, root)
+            return _race(arguments, kvm_fd, schemes, plot, root)
+        finally:
+            close_all(kvm_fd)
+
+
+@contextmanager
+def _interrupted_once() -> Iterator[None]:
+    """The first Ctrl-C ends the race; a second does not take away the figures, nor what switches a card's INTx off.
+
+    Both wait for nothing without a deadline. ``timeout`` sends two.
+    """
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    # Elsewhere than in the main thread no signal can be handled, nor comes one.
+    handled = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+    if handled:
+        signal.signal(signal.SIGINT, interrupt)
     try:
-        if arguments.ceiling:
-            return _ceiling(arguments, kvm_fd, root)
-        if bdf is not None:
-            return _race_device(arguments, kvm_fd, bdf, schemes, plot, root)
-        return _race(arguments, kvm_fd, schemes, plot, root)
+        yield
     finally:
-        close_all(kvm_fd)
+        if signal.getsignal(signal.SIGINT) is interrupt:  # after one we are on our way out
+            signal.signal(signal.SIGINT, before)
 
 
 def _schemes(names: list[str] | None) -> list[Scheme]:
