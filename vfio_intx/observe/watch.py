@@ -7,14 +7,14 @@ management has suspended is not read, because that would wake it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vfio_intx.chain.fact import Fact
 from vfio_intx.host.irq import read_interrupts, vfio_device
 from vfio_intx.host.root import HostRoot, read_text
 from vfio_intx.names import Bdf, HostIrq
-from vfio_intx.observe.state import Guest, Look, State, advanced, judge
+from vfio_intx.observe.state import Look, State, advanced, judge
 
 _COMMAND_DISINTX = 1 << 10
 _STATUS_INTX = 1 << 3
@@ -65,7 +65,6 @@ class Watcher:
 
     root: HostRoot
     clock: Callable[[], float] = time.monotonic
-    guests: Mapping[Bdf, Guest] = field(default_factory=dict)
     _lines: dict[Bdf, _Line] = field(default_factory=dict)
 
     def tick(self) -> list[Row]:
@@ -98,7 +97,7 @@ class Watcher:
         before = self._lines[bdf].look if bdf in self._lines else look
         seconds = look.at - before.at
         rate = (look.count - before.count) / seconds if seconds > 0 else 0.0
-        state = judge(before, look, look.at - line.still_since, self.guests.get(bdf))
+        state = judge(before, look, look.at - line.still_since)
         return Row(bdf, line.irq, look.count, rate, None if line.last is None else look.at - line.last, state)
 
     def _look(self, bdf: Bdf, irq: HostIrq, count: int, now: float) -> Look:
