@@ -22,7 +22,7 @@ from vfio_intx.observe.together import together
 from vfio_intx.observe.visit import Visit
 from vfio_intx.qemu.guestpci import PassedThrough, list_passed_through
 from vfio_intx.qemu.monitor import Monitor
-from vfio_intx.qemu.process import QemuProcess, find_processes, open_monitor_of
+from vfio_intx.qemu.process import QemuProcess, find_processes, holders_among, open_monitor_of
 from vfio_intx.wiring.inspect import Board, read_board, report
 from vfio_intx.wiring.line import LineReport, Uptake
 from vfio_intx.wiring.verify import HostLine, Sample, Witness, close_samples, no_witness, open_samples, read_host_line
@@ -106,7 +106,7 @@ def _watch(
 
 def _may_have_lines(process: QemuProcess) -> bool:
     held = process.descriptors.value
-    return held is None or bool(held.vfio_devices or held.vfio_groups)
+    return held is None or bool(held.vfio_devices or held.vfio_nodes)
 
 
 def _without_lines(process: QemuProcess) -> VmStatus:
@@ -171,13 +171,13 @@ def _words(error: VfioIntxError | None, process: QemuProcess) -> tuple[str, ...]
 
 
 def _host_only(root: HostRoot, process: QemuProcess) -> Iterable[LineReport]:
-    """The lines of a VM that cannot be asked: the functions of the groups that it holds, where vfio handles INTx."""
+    """The lines of a VM that cannot be asked: the functions that it holds, where vfio handles INTx."""
     held = process.descriptors.value
-    for bdf in list_functions(root).get(()) if held is not None and held.vfio_groups else ():
+    for bdf in list_functions(root).get(()) if held is not None and held.vfio_nodes else ():
         function = read_function(root, bdf)
-        if function is None or held is None or function.group.value not in held.vfio_groups:
+        if function is None or not is_vfio_driver(function.driver.get("")):
             continue
-        line = read_host_line(root, bdf) if is_vfio_driver(function.driver.get("")) else None
+        line = read_host_line(root, bdf) if holders_among(root, (process,), function) else None
         if line is not None:
             yield _unasked(bdf, line)
 
@@ -195,5 +195,5 @@ def _unasked(bdf: Bdf, line: HostLine) -> LineReport:
         qemu_interrupts=None,
         window=None,
         verdict=weigh(()),
-        notes=("found by the IOMMU group that the process holds; QEMU could not be asked",),
+        notes=("found by the device file that the process has open; QEMU could not be asked",),
     )
