@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,24 @@ def test_a_reader_that_went_away_is_no_failure_to_tell_of(words: list[str], unbu
     finally:
         os.close(writer)
     assert (ran.returncode, ran.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("words", [*WORDS, ["check", "--json", "0000:ff:1f.7"]], ids=" ".join)
+def test_started_without_a_standard_output_it_does_its_work_all_the_same(words: list[str]) -> None:
+    shell = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "vfio_intx", *words]
+    ran = subprocess.run(shell, stderr=subprocess.PIPE, text=True, timeout=60)
+    with_one = run(words, subprocess.DEVNULL, unbuffered=False)
+    assert (ran.returncode, ran.stderr) == (with_one.returncode, with_one.stderr)
+    assert "internal error" not in ran.stderr
+
+
+def test_what_it_opens_does_not_become_its_standard_output(tmp_path: Path) -> None:
+    """A file opened first would get the free number 1, and what is printed next would go into it."""
+    report = tmp_path / "report.tar.gz"
+    shell = ["sh", "-c", 'exec "$@" >&- 2>&- <&-', "sh", sys.executable, "-m", "vfio_intx", "report"]
+    assert subprocess.run([*shell, "--output", str(report)], timeout=60).returncode == 0
+    with tarfile.open(report) as archive:
+        assert archive.getnames()
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full, which every Linux host but a bare container has")

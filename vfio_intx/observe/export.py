@@ -10,6 +10,8 @@ events (``ph`` "X") with times in microseconds, metadata ("M") that names proces
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -37,6 +39,8 @@ class Export:
 
     def __enter__(self) -> Self:
         try:
+            if self._path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             self._file = self._part.open("wb")
             self._write(self._head())
         except OSError as error:
