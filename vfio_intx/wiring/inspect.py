@@ -9,11 +9,22 @@ from vfio_intx.chain.evidence import Evidence, weigh
 from vfio_intx.errors import PeerRefused
 from vfio_intx.names import Bdf, Gsi
 from vfio_intx.qemu.features import NO_KVM_INTX, read_controllers, read_irqchip_kind
-from vfio_intx.qemu.guestpci import GuestView, PassedThrough, candidate_gsis, qom_flag, qom_text, view_device
+from vfio_intx.qemu.guestpci import (
+    Functions,
+    GuestView,
+    PassedThrough,
+    candidate_gsis,
+    get_question,
+    qom_flag,
+    qom_text,
+    read_functions,
+    view_device,
+)
+from vfio_intx.qemu.intx_state import QUERY, IntxState
 from vfio_intx.qemu.irqchip import Controllers, IrqchipKind
-from vfio_intx.qemu.monitor import Monitor
+from vfio_intx.qemu.monitor import Monitor, Question, human_question
 from vfio_intx.wiring.line import LineReport, Uptake
-from vfio_intx.wiring.told import read_told, said, sharpened, wanted_scheme
+from vfio_intx.wiring.told import read_told, said, sharpened, told_of, wanted_scheme
 from vfio_intx.wiring.verify import (
     Sample,
     configuration_evidence,
@@ -36,6 +47,38 @@ class Board:
 def read_board(monitor: Monitor) -> Board:
     """The VM's board. :raise PeerError: as ``execute`` does."""
     return Board(qom_text(monitor, "/machine", "type") or "", read_irqchip_kind(monitor))
+
+
+#: What :func:`read_board` asks first.
+BOARD_QUESTIONS: tuple[Question, ...] = (get_question("/machine", "type"), human_question("info irq"))
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A guest at one moment, for the reports on its devices. ``told`` is empty on a stock QEMU."""
+
+    functions: Functions
+    controllers: Controllers
+    told: tuple[IntxState, ...]
+
+
+#: What :func:`read_guest` asks.
+GUEST_QUESTIONS: tuple[Question, ...] = (("query-pci", None), human_question("info pic"), (QUERY, None))
+
+
+def read_guest(monitor: Monitor) -> Guest:
+    """Ask for all that the reports have in common. :raise PeerError: as ``execute`` does."""
+    functions = read_functions(monitor)
+    try:
+        controllers = read_controllers(monitor)
+    except PeerRefused:
+        controllers = _NO_CONTROLLERS
+    return Guest(functions, controllers, read_told(monitor))
+
+
+def device_question(device: PassedThrough) -> Question:
+    """What :func:`report` asks of one device."""
+    return get_question(device.path, NO_KVM_INTX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,33 +104,31 @@ class GuestSide:
         return Uptake.PROGRAMMED if not self.gsis else Uptake.LISTENING
 
 
-def read_guest_side(monitor: Monitor, board: Board, device_id: str | None) -> GuestSide:
-    """Ask for one device. Without an id it cannot be told apart in ``query-pci``, so it is absent then."""
-    view = None if device_id is None else view_device(monitor, device_id, board.machine)
-    try:
-        controllers = read_controllers(monitor)
-    except PeerRefused:
-        controllers = _NO_CONTROLLERS
-    return GuestSide(view, candidate_gsis(board.machine, view.device, view.bridges) if view else (), controllers)
+def guest_side(guest: Guest, board: Board, device_id: str | None) -> GuestSide:
+    """One device of a guest. Without an id it cannot be told apart in ``query-pci``, so it is absent then."""
+    view = None if device_id is None else view_device(guest.functions, device_id, board.machine)
+    candidates = candidate_gsis(board.machine, view.device, view.bridges) if view else ()
+    return GuestSide(view, candidates, guest.controllers)
 
 
 def report(
     monitor: Monitor,
     board: Board,
+    guest: Guest,
     device: PassedThrough,
     bdf: Bdf,
     samples: tuple[Sample, Sample],
     *,
     further: Iterable[Evidence] = (),
 ) -> LineReport:
-    """The report on one line from two samples and what QEMU says now.
+    """The report on one line from two samples and what QEMU says now, *guest* included.
 
     :param further: evidence of other kinds (trace events, descriptors), which counts like that gathered here.
     :raise PeerError: as ``execute`` does.
     """
-    side = read_guest_side(monitor, board, device.id)
+    side = guest_side(guest, board, device.id)
     flag = qom_flag(monitor, device.path, NO_KVM_INTX)
-    told = read_told(monitor, bdf)
+    told = told_of(guest.told, bdf)
     first, last = samples
     gsis = side.gsis if told is None or told.guest_gsi not in side.gsis else (told.guest_gsi,)
     seen = window(first, last, gsis)

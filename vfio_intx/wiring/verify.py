@@ -67,6 +67,23 @@ class Window:
     qemu: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class HostLook:
+    """Every line that vfio handles at one moment, for the samples of several devices, whichever VM has them."""
+
+    lines: Mapping[Bdf, HostLine]
+    at: float
+
+    def sample(self, bdf: Bdf, counts: IrqCounts) -> Sample:
+        """The sample of one device. *counts* are older where it opens a window, younger where it closes one."""
+        return Sample(self.lines.get(bdf), counts, self.at)
+
+
+def look(root: HostRoot) -> HostLook:
+    """The host's side of all samples at this moment."""
+    return HostLook(read_host_lines(root), time.monotonic())
+
+
 def read_host_line(root: HostRoot, bdf: Bdf) -> HostLine | None:
     """The line on which vfio handles the INTx of *bdf*, None where it handles none."""
     return read_host_lines(root).get(bdf)
@@ -85,13 +102,8 @@ def read_host_lines(root: HostRoot) -> Mapping[Bdf, HostLine]:
 
 def open_sample(monitor: Monitor, root: HostRoot, bdf: Bdf) -> Sample:
     """The first sample of a window: QEMU, then the host."""
-    return open_samples(monitor, root, (bdf,))[bdf]
-
-
-def open_samples(monitor: Monitor, root: HostRoot, bdfs: Iterable[Bdf]) -> Mapping[Bdf, Sample]:
-    """:func:`open_sample` of several devices of one VM."""
-    counts, lines, at = read_counts(monitor), read_host_lines(root), time.monotonic()
-    return {bdf: Sample(lines.get(bdf), counts, at) for bdf in bdfs}
+    counts = read_counts(monitor)
+    return look(root).sample(bdf, counts)
 
 
 def close_sample(monitor: Monitor, root: HostRoot, bdf: Bdf) -> Sample:
@@ -100,15 +112,14 @@ def close_sample(monitor: Monitor, root: HostRoot, bdf: Bdf) -> Sample:
     One more question goes to QEMU before its counts are read. Its main loop handles everything that was ready when it
     took that question, the interrupt that the host has just counted included.
     """
-    return close_samples(monitor, root, (bdf,))[bdf]
+    seen = look(root)
+    settle(monitor)
+    return seen.sample(bdf, read_counts(monitor))
 
 
-def close_samples(monitor: Monitor, root: HostRoot, bdfs: Iterable[Bdf]) -> Mapping[Bdf, Sample]:
-    """:func:`close_sample` of several devices of one VM."""
-    lines, at = read_host_lines(root), time.monotonic()
+def settle(monitor: Monitor) -> None:
+    """Let QEMU handle everything that is ready now, before the question that comes next."""
     ask(monitor, "query-status", replies.RunState)
-    counts = read_counts(monitor)
-    return {bdf: Sample(lines.get(bdf), counts, at) for bdf in bdfs}
 
 
 def window(first: Sample, last: Sample, gsis: tuple[Gsi, ...]) -> Window:
