@@ -94,14 +94,15 @@ def served(folder: Path, machines: list[FakeVm]) -> Iterator[None]:
         os.waitpid(child, 0)
 
 
-#: ``vfio-intx status`` with another root, and nothing else in the process.
+#: The program ``vfio-intx`` with another root for ``status``, and nothing else in the process.
 CHILD = """
-import functools, pathlib, sys
+import functools, sys
 import vfio_intx.cli.status as verb
-from vfio_intx.cli.main import main
+from vfio_intx.cli.main import console_entry
 from vfio_intx.host.root import HostRoot
-verb.run = functools.partial(verb.run, root=HostRoot(pathlib.Path(sys.argv[1])))
-sys.exit(main(["status", *sys.argv[2:]]))
+verb.run = functools.partial(verb.run, root=HostRoot(sys.argv.pop(1)))
+sys.argv[1:1] = ["status"]
+console_entry()
 """
 
 

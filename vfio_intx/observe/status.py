@@ -9,8 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from functools import partial
+
+import msgspec
 
 from vfio_intx.chain.evidence import Evidence, weigh
 from vfio_intx.errors import VfioIntxError
@@ -41,8 +42,7 @@ from vfio_intx.wiring.verify import HostLine, HostLook, Witness, look, no_witnes
 Opener = Callable[[], Monitor]
 
 
-@dataclass(frozen=True, slots=True)
-class VmStatus:
+class VmStatus(msgspec.Struct, frozen=True):
     """One VM and its lines. ``trouble`` says what kept us from asking its QEMU, with the next step."""
 
     pid: int | None
@@ -62,8 +62,7 @@ class VmStatus:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
+class _Asked(msgspec.Struct, frozen=True):
     """What the first visit to a VM brought home. *counts* are older than the host's side of the first samples."""
 
     board: Board
@@ -71,8 +70,7 @@ class _Asked:
     counts: IrqCounts
 
 
-@dataclass(frozen=True, slots=True)
-class _Between:
+class _Between(msgspec.Struct, frozen=True):
     """What was seen on the host between the two visits to all VMs: at the start and the end, and by the witnesses."""
 
     first: HostLook

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TypeVar
+
+import msgspec
 
 from vfio_intx.errors import MissingError, PeerRefused, UsageError
 from vfio_intx.names import Bdf
@@ -32,8 +33,7 @@ def default_device_id(bdf: Bdf) -> str:
     return f"intx-{bdf.domain:04x}-{bdf.bus:02x}-{bdf.slot:02x}-{bdf.function}"
 
 
-@dataclass(frozen=True, slots=True)
-class PassedThrough:
+class PassedThrough(msgspec.Struct, frozen=True):
     """A vfio-pci device of a VM. ``id`` is None for one that the command line gave none."""
 
     path: str
@@ -41,8 +41,7 @@ class PassedThrough:
     host: Bdf | None
 
 
-@dataclass(frozen=True, slots=True)
-class Bus:
+class Bus(msgspec.Struct, frozen=True):
     """A PCI bus that takes a device while the VM runs. ``port`` is True where it has room for one device only."""
 
     name: str
@@ -172,8 +171,7 @@ def _occupied(monitor: Monitor, bus: Bus) -> bool:
     return any(one.name.startswith("child[") for one in qom_list(monitor, bus.path))
 
 
-@dataclass(frozen=True, slots=True)
-class GuestView:
+class GuestView(msgspec.Struct, frozen=True):
     """A device as the guest has it now. ``shares_line_with`` are other functions that may be on the same GSI."""
 
     device: replies.PciDevice

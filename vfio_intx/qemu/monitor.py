@@ -20,9 +20,10 @@ import socket
 from collections import deque
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import msgspec
 
 from vfio_intx.deadline import Deadline
 from vfio_intx.errors import KernelError, PeerError, PeerGarbage, PeerGone, PeerRefused, PeerTimeout
@@ -51,8 +52,7 @@ _LONGEST_WORDS = 1024
 _LARGEST_EVENT = 16384
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True):
     """Something QEMU told of unasked. ``data`` are its plain members, unchecked: compare them, never trust them."""
 
     name: str

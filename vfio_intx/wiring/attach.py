@@ -7,7 +7,9 @@ Before ``device_add`` nothing is changed; after it every failure takes the devic
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+import msgspec
 
 from vfio_intx.chain.scheme import Scheme
 from vfio_intx.deadline import Deadline
@@ -149,7 +151,8 @@ def attach(request: Request, monitor: Monitor, root: HostRoot, *, witness: Witne
             add(monitor, planned.arguments, budget_s=request.timeout_s)
         device = _the_device(request, monitor)
         found = _follow(request, monitor, root, board, device, witness)
-    return replace(found, notes=(*planned.notes, *found.notes))
+    noted: LineReport = msgspec.structs.replace(found, notes=(*planned.notes, *found.notes))
+    return noted
 
 
 def _add_direct(request: Request, monitor: Monitor, root: HostRoot, arguments: dict[str, object]) -> None:

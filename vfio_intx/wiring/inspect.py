@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from vfio_intx.chain.evidence import Evidence, weigh
 from vfio_intx.errors import PeerRefused
@@ -36,8 +37,7 @@ from vfio_intx.wiring.verify import (
 _NO_CONTROLLERS = Controllers((), ())
 
 
-@dataclass(frozen=True, slots=True)
-class Board:
+class Board(msgspec.Struct, frozen=True):
     """What is the same for every device of a VM. ``machine`` is QEMU's type name, such as ``pc-i440fx-7.2-machine``."""
 
     machine: str
@@ -53,8 +53,7 @@ def read_board(monitor: Monitor) -> Board:
 BOARD_QUESTIONS: tuple[Question, ...] = (get_question("/machine", "type"), human_question("info irq"))
 
 
-@dataclass(frozen=True, slots=True)
-class Guest:
+class Guest(msgspec.Struct, frozen=True):
     """A guest at one moment, for the reports on its devices. ``told`` is empty on a stock QEMU."""
 
     functions: Functions
@@ -81,8 +80,7 @@ def device_question(device: PassedThrough) -> Question:
     return get_question(device.path, NO_KVM_INTX)
 
 
-@dataclass(frozen=True, slots=True)
-class GuestSide:
+class GuestSide(msgspec.Struct, frozen=True):
     """One device as the guest has it at one moment."""
 
     view: GuestView | None

@@ -13,7 +13,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+
+import msgspec
 
 from vfio_intx.chain.evidence import Evidence, Kind
 from vfio_intx.chain.scheme import Scheme
@@ -36,8 +37,7 @@ def no_witness(bdf: Bdf, pid: int | None) -> Iterator[Sequence[Evidence]]:
     yield ()
 
 
-@dataclass(frozen=True, slots=True)
-class HostLine:
+class HostLine(msgspec.Struct, frozen=True):
     """The host's side of a line: vfio's handler in ``/proc/interrupts``.
 
     :ivar count: interrupts of the whole line since boot, those of its other users included.
@@ -49,8 +49,7 @@ class HostLine:
     others: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(msgspec.Struct, frozen=True):
     """Both witnesses at one moment. ``host`` is None while vfio has no INTx handler for the device."""
 
     host: HostLine | None
@@ -58,8 +57,7 @@ class Sample:
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(msgspec.Struct, frozen=True):
     """How many interrupts each witness saw between two samples; ``qemu`` is None where the GSI's count is not known."""
 
     seconds: float
@@ -67,8 +65,7 @@ class Window:
     qemu: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class HostLook:
+class HostLook(msgspec.Struct, frozen=True):
     """Every line that vfio handles at one moment, for the samples of several devices, whichever VM has them."""
 
     lines: Mapping[Bdf, HostLine]
