@@ -12,13 +12,15 @@ from collections.abc import Mapping, Sequence
 from qemu.qmp import ExecuteError, Message, QMPClient
 from qemu.qmp.error import ProtocolError
 
-from vfio_intx.errors import PeerTimeout
+from vfio_intx.errors import PeerGarbage, PeerRefused, PeerTimeout
+from vfio_intx.names import escape
 
 #: Commands under way at once. QEMU itself takes as many before it stops reading (QMP_REQ_QUEUE_LEN_MAX in
 #: monitor/qmp.c), so more would only lie in the socket.
 MOST_UNDER_WAY = 8
 #: Most bytes that the answers to several commands may have in all.
 MOST_BYTES = 32 << 20
+_LONGEST_WORDS = 1024
 
 
 class Client(QMPClient):
@@ -38,7 +40,7 @@ class Client(QMPClient):
 
     async def execute_all(
         self, name: str, commands: Sequence[tuple[str, Mapping[str, object] | None]], budget_s: float
-    ) -> list[object | ExecuteError]:
+    ) -> list[object | PeerRefused]:
         """What each command returns or is refused with, in their order; at most :data:`MOST_UNDER_WAY` are unanswered.
 
         QEMU executes the commands of a monitor one after the other, so each has *budget_s* from the answer before its
@@ -46,10 +48,11 @@ class Client(QMPClient):
         than :data:`MOST_BYTES` in all break the connection.
 
         :raise PeerTimeout: one was not answered in time; that it or a later one ran is unknown. Late answers are
-            dropped by their ids. :raise Exception: as ``execute`` does, where the connection is of no more use.
+            dropped by their ids. :raise PeerGarbage: as :func:`refusal` does. :raise Exception: as
+            ``execute`` does, where the connection is of no more use.
         """
         under_way: deque[tuple[str, asyncio.Task[object]]] = deque()
-        answers: list[object | ExecuteError] = []
+        answers: list[object | PeerRefused] = []
         self._room = MOST_BYTES
         try:
             for command, arguments in commands:
@@ -69,11 +72,18 @@ class Client(QMPClient):
         return answers
 
 
-async def _answer(name: str, command: str, task: asyncio.Task[object], budget_s: float) -> object | ExecuteError:
+async def _answer(name: str, command: str, task: asyncio.Task[object], budget_s: float) -> object | PeerRefused:
     try:
         async with asyncio.timeout(budget_s):
             return await task
-    except ExecuteError as refusal:
-        return refusal
+    except ExecuteError as error:
+        return refusal(name, command, error)
     except TimeoutError as error:
         raise PeerTimeout(name, command, budget_s) from error
+
+
+def refusal(name: str, command: str, error: ExecuteError) -> PeerRefused:
+    """The error that QEMU answered a command with, as ours. :raise PeerGarbage: there is a result beside it."""
+    if "return" in error.received:
+        raise PeerGarbage(f"{name} answered {command} with both a result and an error") from error
+    return PeerRefused(command, escape(error.error_class)[:64], escape(str(error))[:_LONGEST_WORDS])

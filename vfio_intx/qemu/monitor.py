@@ -31,7 +31,7 @@ from vfio_intx.names import escape
 from vfio_intx.qemu import replies
 
 if TYPE_CHECKING:
-    from qemu.qmp import ExecuteError, Message
+    from qemu.qmp import Message
 
     from vfio_intx.qemu.client import Client
 
@@ -47,7 +47,6 @@ LONGEST_LINE = 8 << 20
 #: Most events that are kept until somebody asks for them; older ones are dropped and counted.
 MOST_EVENTS = 1024
 _CLOSE_BUDGET_S = 1.0
-_LONGEST_WORDS = 1024
 #: Most characters of an event's members, names included; QEMU's own have some hundreds.
 _LARGEST_EVENT = 16384
 
@@ -197,38 +196,28 @@ class QmpMonitor:
     def _execute(self, command: str, arguments: Mapping[str, object] | None, deadline: Deadline) -> object:
         from qemu.qmp import ExecuteError
 
+        from vfio_intx.qemu.client import refusal
+
         self._require_usable()
         try:
             return self._run(self._client.execute(command, arguments), deadline)
         except ExecuteError as error:
-            raise self._refusal(command, error) from error
+            raise refusal(self._name, command, error) from error
 
     def execute_all(
         self, questions: Sequence[Question], *, budget_s: float | None = None
     ) -> list[object | PeerRefused]:
         """See :meth:`Monitor.execute_all`."""
-        from qemu.qmp import ExecuteError
-
         self._require_usable()
         each_s = budget_s or self._budget_s
         whole = Deadline.after(f"{len(questions)} commands", each_s * (len(questions) + 1))
-        answers = self._run(self._client.execute_all(self._name, questions, each_s), whole)
-        return [
-            self._refusal(command, answer) if isinstance(answer, ExecuteError) else answer
-            for (command, _), answer in zip(questions, answers, strict=True)
-        ]
+        return self._run(self._client.execute_all(self._name, questions, each_s), whole)
 
     def _require_usable(self) -> None:
         if self._socket is None:
             raise PeerGone(f"{self._name} is closed")
         if self._broken is not None:
             raise self._broken
-
-    def _refusal(self, command: str, error: ExecuteError) -> PeerRefused:
-        """QEMU's error as ours. :raise PeerGarbage: there is a result beside it."""
-        if "return" in error.received:
-            raise PeerGarbage(f"{self._name} answered {command} with both a result and an error") from error
-        return PeerRefused(command, escape(error.error_class)[:64], escape(str(error))[:_LONGEST_WORDS])
 
     def give_descriptor(self, fd: int, name: str) -> None:
         """Let QEMU have a copy of *fd* under *name*, until a command takes it or ``closefd`` drops it (``getfd``).
