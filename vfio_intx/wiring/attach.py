@@ -24,7 +24,7 @@ from vfio_intx.qemu.monitor import Monitor
 from vfio_intx.wiring.direct import check_eventfds, own_eventfds
 from vfio_intx.wiring.handover import lent, names_of, require_carrier, verify
 from vfio_intx.wiring.hotplug import add, undone_on_failure
-from vfio_intx.wiring.inspect import Board, guest_side, read_board, read_guest, report
+from vfio_intx.wiring.inspect import Board, read_board, read_guest, read_guest_side, report
 from vfio_intx.wiring.line import LineReport, Uptake
 from vfio_intx.wiring.ready import require_free, require_ready
 from vfio_intx.wiring.verify import Witness, no_witness, open_sample, watch
@@ -179,7 +179,7 @@ def _follow(
     taken = Deadline.after("the guest takes the device", request.timeout_s)
 
     def listening() -> bool:
-        return guest_side(read_guest(monitor), board, device.id).uptake is Uptake.LISTENING
+        return read_guest_side(monitor, board, request.id).uptake is Uptake.LISTENING
 
     prove_s = request.prove_s if taken.poll(listening) else 0.0
     with witness(request.bdf, monitor.peer_pid) as further:

@@ -67,12 +67,14 @@ GUEST_QUESTIONS: tuple[Question, ...] = (("query-pci", None), human_question("in
 
 def read_guest(monitor: Monitor) -> Guest:
     """Ask for all that the reports have in common. :raise PeerError: as ``execute`` does."""
-    functions = read_functions(monitor)
+    return Guest(read_functions(monitor), _controllers(monitor), read_told(monitor))
+
+
+def _controllers(monitor: Monitor) -> Controllers:
     try:
-        controllers = read_controllers(monitor)
+        return read_controllers(monitor)
     except PeerRefused:
-        controllers = _NO_CONTROLLERS
-    return Guest(functions, controllers, read_told(monitor))
+        return _NO_CONTROLLERS
 
 
 def device_question(device: PassedThrough) -> Question:
@@ -107,6 +109,11 @@ def guest_side(guest: Guest, board: Board, device_id: str | None) -> GuestSide:
     view = None if device_id is None else view_device(guest.functions, device_id, board.machine)
     candidates = candidate_gsis(board.machine, view.device, view.bridges) if view else ()
     return GuestSide(view, candidates, guest.controllers)
+
+
+def read_guest_side(monitor: Monitor, board: Board, device_id: str) -> GuestSide:
+    """As :func:`guest_side`, by asking now, and only what that takes. :raise PeerError: as ``execute`` does."""
+    return guest_side(Guest(read_functions(monitor), _controllers(monitor), ()), board, device_id)
 
 
 def report(
