@@ -240,8 +240,10 @@ def test_a_vm_that_dies_between_the_samples(host: Host, tmp_path: Path, capsys: 
     assert found["lines"][0]["host_irq"] == 21
 
 
-def test_a_vm_without_a_monitor(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
-    host.qemu(10, None, name="web", files=HOLDING)
+@pytest.mark.parametrize("node", ["/dev/vfio/4", "/dev/vfio/devices/vfio7"])
+def test_a_vm_without_a_monitor(host: Host, capsys: pytest.CaptureFixture[str], node: str) -> None:
+    (host.path / f"sys/bus/pci/devices/{BDF}/vfio-dev/vfio7").mkdir(parents=True)
+    host.qemu(10, None, name="web", files=(node, "anon_inode:kvm-vm"))
     found = status(capsys)["web"]
     assert "has no QMP socket" in found["trouble"][0]
     assert "--libvirt" in found["trouble"][0]

@@ -25,7 +25,7 @@ from vfio_intx.qemu.features import read_counts
 from vfio_intx.qemu.guestpci import DEVICES_QUESTIONS, PassedThrough, list_passed_through
 from vfio_intx.qemu.irqchip import IrqCounts
 from vfio_intx.qemu.monitor import Monitor, human_question
-from vfio_intx.qemu.process import QemuProcess, find_processes, open_monitor_of
+from vfio_intx.qemu.process import QemuProcess, find_processes, holders_among, open_monitor_of
 from vfio_intx.wiring.inspect import (
     BOARD_QUESTIONS,
     GUEST_QUESTIONS,
@@ -125,7 +125,7 @@ def _watch(root: HostRoot, asked: Iterable[tuple[int | None, _Asked]], interval_
 
 def _may_have_lines(process: QemuProcess) -> bool:
     held = process.descriptors.value
-    return held is None or bool(held.vfio_devices or held.vfio_groups)
+    return held is None or bool(held.vfio_devices or held.vfio_nodes)
 
 
 def _without_lines(process: QemuProcess) -> VmStatus:
@@ -194,13 +194,13 @@ def _words(error: VfioIntxError | None, process: QemuProcess) -> tuple[str, ...]
 
 
 def _host_only(root: HostRoot, process: QemuProcess) -> Iterable[LineReport]:
-    """The lines of a VM that cannot be asked: the functions of the groups that it holds, where vfio handles INTx."""
+    """The lines of a VM that cannot be asked: the functions that it holds, where vfio handles INTx."""
     held = process.descriptors.value
-    for bdf in list_functions(root).get(()) if held is not None and held.vfio_groups else ():
+    for bdf in list_functions(root).get(()) if held is not None and held.vfio_nodes else ():
         function = read_function(root, bdf)
-        if function is None or held is None or function.group.value not in held.vfio_groups:
+        if function is None or not is_vfio_driver(function.driver.get("")):
             continue
-        line = read_host_line(root, bdf) if is_vfio_driver(function.driver.get("")) else None
+        line = read_host_line(root, bdf) if holders_among(root, (process,), function) else None
         if line is not None:
             yield _unasked(bdf, line)
 
@@ -218,5 +218,5 @@ def _unasked(bdf: Bdf, line: HostLine) -> LineReport:
         qemu_interrupts=None,
         window=None,
         verdict=weigh(()),
-        notes=("found by the IOMMU group that the process holds; QEMU could not be asked",),
+        notes=("found by the device file that the process has open; QEMU could not be asked",),
     )
