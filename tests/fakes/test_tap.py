@@ -212,7 +212,8 @@ class VirshLike:
     peer_pid = None
 
     def __init__(self, monitor: PatchedQemu) -> None:
-        self.execute, self.take_events, self.close = monitor.execute, monitor.take_events, monitor.close
+        self.execute, self.execute_all = monitor.execute, monitor.execute_all
+        self.take_events, self.close = monitor.take_events, monitor.close
 
 
 def test_a_monitor_that_passes_no_descriptors_is_refused(qemu: PatchedQemu) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from vfio_intx.chain.fact import Fact
 from vfio_intx.errors import MissingError, RefusedError
@@ -28,8 +29,7 @@ _DECIMAL = re.compile(r"[0-9]{1,9}")
 _EVENTFD_ID = re.compile(r"^eventfd-id:\s+([0-9]{1,19})$", re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
-class Descriptors:
+class Descriptors(msgspec.Struct, frozen=True):
     """What a process has open, as far as it matters here.
 
     :ivar vfio_devices: numbers of the vfio device descriptors.
@@ -45,8 +45,7 @@ class Descriptors:
     sockets: tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class QemuProcess:
+class QemuProcess(msgspec.Struct, frozen=True):
     """One running QEMU. ``started`` is in clock ticks since boot (``/proc/PID/stat``, field 22)."""
 
     pid: int
