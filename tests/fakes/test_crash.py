@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.fakes.crash import dies_at
+from tests.fakes.crash import dies_at, no_power_cut
 from tests.fakes.kernel import FakeKernel, nic_host
 from vfio_intx.names import Bdf
 from vfio_intx.wiring.apply import Machine
@@ -19,6 +19,12 @@ BDF = Bdf.parse("0000:00:10.0")
 NIC = str(BDF)
 FIRST, VFIO = ("e1000", ""), ("vfio-pci", "vfio-pci")
 Verb = Callable[[Machine, Path], object]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_power_cut() -> Iterator[None]:
+    with no_power_cut():
+        yield
 
 
 def do_bind(kernel: Machine, state: Path) -> object:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,12 +23,44 @@ def run(words: list[str], stdout: int, *, unbuffered: bool) -> subprocess.Comple
     return subprocess.run(argv, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment, timeout=60)
 
 
+def into_full(words: list[str], unbuffered: bool) -> subprocess.CompletedProcess[str]:
+    with FULL.open("w") as full:
+        return run(words, full.fileno(), unbuffered=unbuffered)
+
+
+def into_nobody(words: list[str], unbuffered: bool) -> subprocess.CompletedProcess[str]:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        return run(words, writer, unbuffered=unbuffered)
+    finally:
+        os.close(writer)
+
+
+Into = Callable[[list[str], bool], subprocess.CompletedProcess[str]]
+Runs = Callable[[Into, list[str], bool], subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def runs() -> Iterator[Runs]:
+    """How a command line ended. An interpreter starts for each; as many as there are CPUs run at once."""
+    wanted = [(into_nobody, words) for words in WORDS[:4]]
+    if FULL.exists():
+        wanted = [*((into_full, words) for words in WORDS), *wanted]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        pending = {
+            (into, tuple(words), unbuffered): pool.submit(into, words, unbuffered)
+            for into, words in wanted
+            for unbuffered in (False, True)
+        }
+        yield lambda into, words, unbuffered: pending[into, tuple(words), unbuffered].result()
+
+
 @pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full, which every Linux host but a bare container has")
 @pytest.mark.parametrize("unbuffered", [False, True])
 @pytest.mark.parametrize("words", WORDS, ids=" ".join)
-def test_a_full_disk_is_told_with_its_errno(words: list[str], unbuffered: bool) -> None:
-    with FULL.open("w") as full:
-        ran = run(words, full.fileno(), unbuffered=unbuffered)
+def test_a_full_disk_is_told_with_its_errno(runs: Runs, words: list[str], unbuffered: bool) -> None:
+    ran = runs(into_full, words, unbuffered)
     assert ran.returncode == 1
     first, *rest = ran.stderr.splitlines()
     assert first.endswith("write on standard output failed: No space left on device (ENOSPC)")
@@ -35,13 +69,8 @@ def test_a_full_disk_is_told_with_its_errno(words: list[str], unbuffered: bool) 
 
 @pytest.mark.parametrize("unbuffered", [False, True])
 @pytest.mark.parametrize("words", WORDS[:4], ids=" ".join)
-def test_a_reader_that_went_away_is_no_failure_to_tell_of(words: list[str], unbuffered: bool) -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
-    try:
-        ran = run(words, writer, unbuffered=unbuffered)
-    finally:
-        os.close(writer)
+def test_a_reader_that_went_away_is_no_failure_to_tell_of(runs: Runs, words: list[str], unbuffered: bool) -> None:
+    ran = runs(into_nobody, words, unbuffered)
     assert (ran.returncode, ran.stderr) == (141, "")
 
 
