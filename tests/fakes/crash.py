@@ -87,6 +87,11 @@ def dies_at(boundary: int, machine: Machine, action: Callable[[Machine], object]
 
     :raise AssertionError: if the child ended by an error instead.
     """
+    return dying_at(boundary, machine, action)()
+
+
+def dying_at(boundary: int, machine: Machine, action: Callable[[Machine], object]) -> Callable[[], bool]:
+    """As :func:`dies_at`, but the child runs on its own: what is returned waits for it, and is to be called once."""
 
     def child() -> None:
         fuse = _Fuse(boundary)
@@ -94,7 +99,7 @@ def dies_at(boundary: int, machine: Machine, action: Callable[[Machine], object]
             setattr(os, name, fuse.around(getattr(os, name)))
         action(_Fused(machine, fuse))
 
-    return _dies(child)
+    return _start(child)
 
 
 def dies_after(seconds: float, machine: Machine, action: Callable[[Machine], object]) -> bool:
@@ -105,10 +110,10 @@ def dies_after(seconds: float, machine: Machine, action: Callable[[Machine], obj
         signal.setitimer(signal.ITIMER_REAL, seconds)
         action(machine)
 
-    return _dies(child)
+    return _start(child)()
 
 
-def _dies(run: Callable[[], None]) -> bool:
+def _start(run: Callable[[], None]) -> Callable[[], bool]:
     child = os.fork()
     if child == 0:
         # A collection would write to every object that the parent has, and so have a copy made of all its pages.
@@ -119,6 +124,10 @@ def _dies(run: Callable[[], None]) -> bool:
             status = 0
         finally:
             os._exit(status)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, -signal.SIGKILL, -signal.SIGALRM), f"the child ended with {code}"
-    return code != 0
+
+    def died() -> bool:
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert code in (0, -signal.SIGKILL, -signal.SIGALRM), f"the child ended with {code}"
+        return code != 0
+
+    return died

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -48,7 +48,7 @@ def runs() -> Iterator[Runs]:
     if FULL.exists():
         wanted = [*((into_full, words) for words in WORDS), *wanted]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        pending = {
+        pending: dict[tuple[Into, tuple[str, ...], bool], Future[subprocess.CompletedProcess[str]]] = {
             (into, tuple(words), unbuffered): pool.submit(into, words, unbuffered)
             for into, words in wanted
             for unbuffered in (False, True)
