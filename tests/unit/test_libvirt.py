@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from vfio_intx.deadline import Deadline
 from vfio_intx.errors import MissingError, PeerGarbage, PeerGone, PeerRefused, PeerTimeout, UsageError
 from vfio_intx.qemu import replies
 from vfio_intx.qemu.libvirt import VirshMonitor, parse_domain
@@ -105,7 +106,15 @@ def test_a_virsh_that_hangs_is_ended_with_its_children(tmp_path: Path, monkeypat
     error, pid = hanging(tmp_path, monkeypatch, "")
     assert error.deadline == "query-status"
     child = Path("/proc", str(pid), "stat")
-    assert not child.exists() or child.read_text().rpartition(")")[2].split()[0] == "Z"
+
+    def ended() -> bool:
+        try:
+            return child.read_text().rpartition(")")[2].split()[0] in "ZX"
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+
+    # A busy machine lets a killed process run once more, to die, when its turn comes.
+    assert Deadline.after("its death", 10).poll(ended)
 
 
 def test_a_child_that_outlives_virsh_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
