@@ -27,6 +27,12 @@ from vfio_intx.wiring.tap import Tap
 NIC = Bdf.parse(BDF)
 
 
+@pytest.fixture(autouse=True)
+def _short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Its events wake a tap at once; that it is to stop it sees when it looks.
+    monkeypatch.setattr("vfio_intx.wiring.tap._LOOK_S", 0.02)
+
+
 @pytest.fixture
 def device() -> Iterator[FakeVfioDevice]:
     with FakeVfioDevice() as fake:

@@ -6,11 +6,14 @@ import os
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 WORDS = [["--help"], ["--version"], ["bench", "--help"], ["explain", "INTX001"], ["lab", "list"], ["scan", "--json"]]
+WITHOUT = [*WORDS, ["check", "--json", "0000:ff:1f.7"]]
 FULL = Path("/dev/full")
 
 
@@ -22,12 +25,55 @@ def run(words: list[str], stdout: int, *, unbuffered: bool) -> subprocess.Comple
     return subprocess.run(argv, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment, timeout=60)
 
 
+def into_full(words: list[str], unbuffered: bool) -> subprocess.CompletedProcess[str]:
+    with FULL.open("w") as full:
+        return run(words, full.fileno(), unbuffered=unbuffered)
+
+
+def into_nobody(words: list[str], unbuffered: bool) -> subprocess.CompletedProcess[str]:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        return run(words, writer, unbuffered=unbuffered)
+    finally:
+        os.close(writer)
+
+
+def into_none(words: list[str], _: bool) -> subprocess.CompletedProcess[str]:
+    shell = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "vfio_intx", *words]
+    return subprocess.run(shell, stderr=subprocess.PIPE, text=True, timeout=60)
+
+
+def into_null(words: list[str], unbuffered: bool) -> subprocess.CompletedProcess[str]:
+    return run(words, subprocess.DEVNULL, unbuffered=unbuffered)
+
+
+Into = Callable[[list[str], bool], subprocess.CompletedProcess[str]]
+Runs = Callable[[Into, list[str], bool], subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def runs() -> Iterator[Runs]:
+    """How a command line ended. An interpreter starts for each; as many as there are CPUs run at once."""
+    wanted: list[tuple[Into, list[str]]] = [(into_nobody, words) for words in WORDS[:4]]
+    if FULL.exists():
+        wanted = [*((into_full, words) for words in WORDS), *wanted]
+    wanted += [(into_none, words) for words in WITHOUT]
+    wanted += [(into_null, words) for words in WITHOUT]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        pending: dict[tuple[Into, tuple[str, ...], bool], Future[subprocess.CompletedProcess[str]]] = {
+            (into, tuple(words), unbuffered): pool.submit(into, words, unbuffered)
+            for into, words in wanted
+            for unbuffered in ((False,) if into in (into_none, into_null) else (False, True))
+        }
+        yield lambda into, words, unbuffered: pending[into, tuple(words), unbuffered].result()
+
+
 @pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full, which every Linux host but a bare container has")
 @pytest.mark.parametrize("unbuffered", [False, True])
 @pytest.mark.parametrize("words", WORDS, ids=" ".join)
-def test_a_full_disk_is_told_with_its_errno(words: list[str], unbuffered: bool) -> None:
-    with FULL.open("w") as full:
-        ran = run(words, full.fileno(), unbuffered=unbuffered)
+def test_a_full_disk_is_told_with_its_errno(runs: Runs, words: list[str], unbuffered: bool) -> None:
+    ran = runs(into_full, words, unbuffered)
     assert ran.returncode == 1
     first, *rest = ran.stderr.splitlines()
     assert first.endswith("write on standard output failed: No space left on device (ENOSPC)")
@@ -36,21 +82,14 @@ def test_a_full_disk_is_told_with_its_errno(words: list[str], unbuffered: bool) 
 
 @pytest.mark.parametrize("unbuffered", [False, True])
 @pytest.mark.parametrize("words", WORDS[:4], ids=" ".join)
-def test_a_reader_that_went_away_is_no_failure_to_tell_of(words: list[str], unbuffered: bool) -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
-    try:
-        ran = run(words, writer, unbuffered=unbuffered)
-    finally:
-        os.close(writer)
+def test_a_reader_that_went_away_is_no_failure_to_tell_of(runs: Runs, words: list[str], unbuffered: bool) -> None:
+    ran = runs(into_nobody, words, unbuffered)
     assert (ran.returncode, ran.stderr) == (141, "")
 
 
-@pytest.mark.parametrize("words", [*WORDS, ["check", "--json", "0000:ff:1f.7"]], ids=" ".join)
-def test_started_without_a_standard_output_it_does_its_work_all_the_same(words: list[str]) -> None:
-    shell = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "vfio_intx", *words]
-    ran = subprocess.run(shell, stderr=subprocess.PIPE, text=True, timeout=60)
-    with_one = run(words, subprocess.DEVNULL, unbuffered=False)
+@pytest.mark.parametrize("words", WITHOUT, ids=" ".join)
+def test_started_without_a_standard_output_it_does_its_work_all_the_same(runs: Runs, words: list[str]) -> None:
+    ran, with_one = (runs(into, words, False) for into in (into_none, into_null))
     assert (ran.returncode, ran.stderr) == (with_one.returncode, with_one.stderr)
     assert "internal error" not in ran.stderr
 

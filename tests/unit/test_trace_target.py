@@ -179,7 +179,10 @@ def test_spans_do_not_depend_on_how_the_events_were_cut_into_rounds() -> None:
         assert [span.milestones() for span in parts.done] == [span.milestones() for span in whole.done]
 
 
-def test_a_device_that_is_unplugged_and_a_vm_that_dies_end_the_run(tmp_path: Path) -> None:
+def test_a_device_that_is_unplugged_and_a_vm_that_dies_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vfio_intx.observe.collect._CHECK_S", 0.02)
     tree = FakeTree(tmp_path)
     action = "vfio-intx(0000:05:00.0)"
     tree.interrupts({21: (5, "IR-IO-APIC 21-fasteoi", action)})
