@@ -194,3 +194,60 @@ def test_a_function_with_virtual_ones(kernel: FakeKernel, tmp_path: Path) -> Non
     for number in range(2):
         (kernel.tree.path / f"{HERE}/virtfn{number}").symlink_to(f"../0000:00:10.{number + 1}")
     refused(kernel, tmp_path, "has 2 virtual functions")
+
+
+@pytest.mark.parametrize("upper", ["eth0.10", "macvtap0"])
+def test_a_nic_below_a_vlan_or_macvlan(kernel: FakeKernel, tmp_path: Path, upper: str) -> None:
+    """The address and the route are the upper interface's: nothing in the tables names the card's own."""
+    interface(kernel)
+    kernel.tree.link(f"{HERE}/net/eth0/upper_{upper}", f"sys/class/net/{upper}")
+    kernel.tree.write("proc/net/route", ROUTES + f"{upper} 00000000 0100000A 0003 0 0 0 00000000 0 0 0\n")
+    refused(kernel, tmp_path, rf"carries {upper} \(eth0\)")
+
+
+def test_a_mounted_btrfs_which_the_mount_table_knows_by_an_anonymous_device(kernel: FakeKernel, tmp_path: Path) -> None:
+    disk(kernel, "sda2", "8:2", f"{HERE}/ata1/host0/block/sda")
+    kernel.tree.write("proc/self/mountinfo", "29 1 0:25 /@ / rw,relatime - btrfs /dev/sdq1 rw,subvol=/@\n")
+    kernel.tree.link("sys/fs/btrfs/0a1b/devices/sda2", f"{HERE}/ata1/host0/block/sda/sda2")
+    (kernel.tree.path / "sys/fs/btrfs/features").mkdir()
+    refused(kernel, tmp_path, r"is part of a mounted btrfs \(sda2\)")
+
+
+def test_a_file_system_with_an_anonymous_device_is_known_by_its_source(kernel: FakeKernel, tmp_path: Path) -> None:
+    disk(kernel, "sda2", "8:2", f"{HERE}/ata1/host0/block/sda")
+    row = "29 1 0:25 / /data\\040x rw,relatime shared:1 master:2 - bcachefs /dev/sdz:/dev/sda2 rw\n"
+    kernel.tree.write("proc/self/mountinfo", row)
+    refused(kernel, tmp_path, r"holds /data\\040x \(sda2\)")
+
+
+@pytest.mark.parametrize("holder", ["md0", "dm-3", "bcache0"])
+def test_a_disk_below_an_array_or_a_volume_that_is_active_and_not_mounted(
+    kernel: FakeKernel, tmp_path: Path, holder: str
+) -> None:
+    disk(kernel, "sdb", "8:16", f"{HERE}/ata1/host0/block")
+    disk(kernel, holder, "9:0", "sys/devices/virtual/block")
+    (kernel.tree.path / f"{HERE}/ata1/host0/block/sdb/holders/{holder}").mkdir(parents=True)
+    refused(kernel, tmp_path, rf"carries {holder}, which is active \(sdb\)")
+
+
+def test_a_member_of_an_imported_zfs_pool(kernel: FakeKernel, tmp_path: Path) -> None:
+    disk(kernel, "sdb1", "8:17", f"{HERE}/ata1/host0/block/sdb")
+    kernel.tree.write("run/udev/data/b8:17", "I:5\nE:ID_FS_LABEL=tank\nE:ID_FS_TYPE=zfs_member\n")
+    kernel.tree.write("proc/spl/kstat/zfs/arcstats", "")
+    assert snapshot(kernel).uses == {}
+    (kernel.tree.path / "proc/spl/kstat/zfs/other").mkdir()
+    assert snapshot(kernel).uses == {}
+    (kernel.tree.path / "proc/spl/kstat/zfs/tank").mkdir()
+    refused(kernel, tmp_path, r"is part of the ZFS pool tank \(sdb1\)")
+
+
+def test_an_nvme_disk_that_belongs_to_a_subsystem_and_not_to_its_controller(kernel: FakeKernel, tmp_path: Path) -> None:
+    """With native multipath the disk is a virtual device; its controllers are links beside it."""
+    subsystem = "sys/devices/virtual/nvme-subsystem/nvme-subsys0"
+    disk(kernel, "nvme0n1p2", "259:2", f"{subsystem}/nvme0n1")
+    kernel.tree.link(f"{subsystem}/nvme0", f"{HERE}/nvme/nvme0")
+    kernel.tree.link("sys/class/nvme-subsystem/nvme-subsys0", subsystem)
+    (kernel.tree.path / f"{HERE}/nvme/nvme0").mkdir(parents=True)
+    kernel.tree.link("sys/class/nvme/nvme0", f"{HERE}/nvme/nvme0")
+    kernel.tree.write("proc/self/mountinfo", "29 1 259:2 / / rw - ext4 /dev/nvme0n1p2 rw\n")
+    refused(kernel, tmp_path, r"holds / \(nvme0n1p2\)")

@@ -15,7 +15,7 @@ from vfio_intx.host.log import LogLine
 from vfio_intx.host.owners import Claim
 from vfio_intx.host.pci import PciFunction
 from vfio_intx.host.snapshot import Snapshot
-from vfio_intx.host.uses import Use
+from vfio_intx.host.use import Use
 from vfio_intx.names import Bdf, HostIrq
 
 SCHEMA = "vfio-intx/snapshot/1"

@@ -14,7 +14,8 @@ from vfio_intx.host.log import LogLine, read_log
 from vfio_intx.host.owners import Claim, read_owners
 from vfio_intx.host.pci import PciFunction, list_functions, read_function
 from vfio_intx.host.root import HostRoot
-from vfio_intx.host.uses import Use, read_uses
+from vfio_intx.host.use import Use
+from vfio_intx.host.uses import read_uses
 from vfio_intx.names import Bdf, HostIrq
 
 

@@ -32,8 +32,8 @@ UNSAFE_UNBIND = {
 _DISPLAY = 0x03
 
 _ADVICE = {
-    "network": "move the address to another interface first (ip route; ip addr)",
-    "disk": "unmount it, or swapoff, first (findmnt; swapon --show)",
+    "network": "move the address, bridge or VLAN to another interface first (ip route; ip addr; ip -d link)",
+    "disk": "unmount it, swapoff, or stop the array, volume or pool first (lsblk; findmnt; zpool status)",
     "console": "take console= for it from the kernel command line and reboot",
     "display": "end what draws on it first (the display server), or keep its driver from loading: vfio-intx persist",
 }
