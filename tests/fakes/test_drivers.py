@@ -12,6 +12,7 @@ from tests.fakes.kernel import Fail, FakeKernel, nic_host
 from tests.fakes.tree import FakeFunction
 from vfio_intx.cli.main import main
 from vfio_intx.deadline import Deadline
+from vfio_intx.diagnose.prediction import predict
 from vfio_intx.errors import (
     BusyError,
     KernelError,
@@ -21,9 +22,10 @@ from vfio_intx.errors import (
     VerifyError,
     WorldError,
 )
+from vfio_intx.host.snapshot import take_snapshot
 from vfio_intx.names import Bdf
 from vfio_intx.wiring.apply import StuckWrite
-from vfio_intx.wiring.drivers import bind, restore, unbind
+from vfio_intx.wiring.drivers import bind, restore, unbind, with_group
 from vfio_intx.wiring.journal import open_state
 from vfio_intx.wiring.steps import Write
 
@@ -359,3 +361,23 @@ def test_an_override_that_is_no_driver_s_name_is_refused_and_not_lost(tmp_path: 
     with pytest.raises(WorldError, match="driver_override cannot be read"):
         bind(kernel, state, [BDF])
     assert kernel.state(NIC) == ("e1000", "not a driver")
+
+
+def test_a_member_without_a_pin_goes_along_for_the_sake_of_its_group(kernel: FakeKernel, state: Path) -> None:
+    """--force, which would waive that too, would also waive what the host lives on."""
+    kernel.tree.add(FakeFunction("0000:00:10.1", driver="lpc_ich", class_code=0x060100, group=4, pin=0, irq=0))
+    kernel.matches["0000:00:10.1"] = ["lpc_ich"]
+    going = with_group(take_snapshot(kernel.root), BDF)
+    bind(kernel, state, going)
+    assert [kernel.state(str(bdf))[0] for bdf in going] == ["vfio-pci", "vfio-pci"]
+
+
+def test_a_bridge_whose_driver_blocks_the_group_is_named_with_what_frees_it(kernel: FakeKernel, state: Path) -> None:
+    bridge = "0000:00:1e.0"
+    kernel.tree.add(FakeFunction(bridge, driver="shpchp", group=4, header_type=1, class_code=0x060400))
+    snapshot = take_snapshot(kernel.root)
+    with pytest.raises(RefusedError, match=rf"{bridge} \(shpchp\) would stay") as caught:
+        bind(kernel, state, with_group(snapshot, BDF))
+    assert f"echo {bridge} > /sys/bus/pci/drivers/shpchp/unbind" in (caught.value.hint or "")
+    (finding,) = [f for f in predict(snapshot.function(BDF), snapshot).findings if f.code == "INTX025"]
+    assert finding.remedy == f"echo {bridge} > /sys/bus/pci/drivers/shpchp/unbind"

@@ -25,6 +25,7 @@ from vfio_intx.host.replay import read_snapshot
 from vfio_intx.host.snapshot import take_snapshot
 from vfio_intx.names import Bdf
 from vfio_intx.wiring.persist import RuleFile, install, installed, remove, rule_for
+from vfio_intx.wiring.refusals import refusals
 
 BDF = Bdf.parse("0000:00:10.0")
 RULE = "etc/udev/rules.d/70-vfio-intx-0000-00-10.0.rules"
@@ -383,3 +384,14 @@ def test_install_and_remove_answer_whether_anything_changed(tree: FakeTree) -> N
     assert [install(tree.root, rule), install(tree.root, rule)] == [True, False]
     assert installed(tree.root, BDF) == rule
     assert [remove(tree.root, BDF), remove(tree.root, BDF)] == [True, False]
+
+
+def test_what_only_a_running_host_forbids_is_what_the_rule_is_for(tmp_path: Path) -> None:
+    """bind and INTX015 send the user here: a driver that must not be unbound, and a display that is drawn on."""
+    tree = nic_host(tmp_path, driver="radeon", class_code=0x030000).tree
+    tree.link("sys/class/drm/card0", "sys/devices/pci0000:00/0000:00:10.0/drm/card0")
+    tree.process(812, "Xorg", ["/dev/dri/card0"])
+    snapshot = take_snapshot(tree.root)
+    assert len(refusals(snapshot.function(BDF), snapshot)) == 2
+    assert persisted(tree) == 0
+    assert (tree.path / RULE).exists()

@@ -67,6 +67,40 @@ def test_two_vfio_cards_on_one_line_are_not_each_others_host_driver(tmp_path: Pa
     assert "0000:09:00.0" in finding.summary
 
 
+def test_the_way_out_never_unbinds_what_a_running_vm_has(tmp_path: Path) -> None:
+    """That write would block in the kernel until the VM ends; our own unbind refuses, and names the process."""
+    case = next(case for case in CASES if case.number == "5")
+    remedies = [finding.remedy for finding in look(case, tmp_path).findings if finding.code in ("INTX001", "INTX019")]
+    assert remedies == ["vfio-intx unbind 0000:09:00.0"] * 2
+
+
+def test_a_rival_that_we_have_bound_is_restored(tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.number == "24")
+    (tmp_path / "var/lib/vfio-intx").mkdir(parents=True)
+    (tmp_path / "var/lib/vfio-intx/0000:09:00.0.record").write_text("")
+    (finding,) = look(case, tmp_path).findings
+    assert finding.remedy == "vfio-intx restore 0000:09:00.0"
+
+
+COMMANDS = ("echo", "modprobe", "vfio-intx", "sudo", "dmesg")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.number)
+def test_a_remedy_that_begins_as_a_command_can_be_typed_as_it_stands(case: Case, tmp_path: Path) -> None:
+    for finding in look(case, tmp_path).findings:
+        if finding.remedy and finding.remedy.startswith(COMMANDS):
+            parsed = subprocess.run(["/bin/sh", "-n", "-c", finding.remedy], capture_output=True, text=True)
+            assert parsed.stderr == ""
+
+
+def test_a_card_in_d3cold_is_told_how_to_be_woken(tmp_path: Path) -> None:
+    """Root reads no more of it than others: sudo is no remedy."""
+    case = next(case for case in CASES if case.number == "18")
+    (finding,) = look(case, tmp_path).findings
+    control = "/sys/bus/pci/devices/0000:08:00.0/power/control"
+    assert finding.remedy == f"echo on > {control} && vfio-intx check 0000:08:00.0"
+
+
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 def test_a_rule_explains_itself_and_names_its_source(rule: object, capsys: pytest.CaptureFixture[str]) -> None:
     code = getattr(rule, "code")  # noqa: B009

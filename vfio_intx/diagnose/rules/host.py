@@ -11,7 +11,7 @@ from vfio_intx.diagnose.masking import Masking
 from vfio_intx.diagnose.rules.rule import Seen, rule
 from vfio_intx.diagnose.subject import Subject
 from vfio_intx.host.iommu import blockers, is_vfio_driver
-from vfio_intx.wiring.refusals import UNSAFE_UNBIND, refusals
+from vfio_intx.wiring.refusals import UNSAFE_UNBIND, refusals, release_command
 
 
 class Fix(NamedTuple):
@@ -161,7 +161,8 @@ def no_group(subject: Subject) -> Iterator[Seen]:
 )
 def group_not_viable(subject: Subject) -> Iterator[Seen]:
     """The functions of a group cannot be kept apart by the IOMMU, so they go to one guest together, or not at all. A
-    member with a driver of the host blocks the group. Bridges with pcieport do not.
+    member with a driver of the host blocks the group. A bridge with pcieport, or without a driver, does not; one with
+    another driver (shpchp) does, and vfio-pci takes no bridges: that driver has to let go of it.
     """
     group = subject.group
     others = blockers(group, subject.snapshot.functions, apart_from=(subject.function.bdf,)) if group else ()
@@ -175,7 +176,8 @@ def group_not_viable(subject: Subject) -> Iterator[Seen]:
             f"/sys/kernel/iommu_groups/{group.number}/devices/{other.bdf}: {other.driver.get('?')}" for other in others
         ),
         "QEMU would fail: group N is not viable",
-        f"vfio-intx bind --group {subject.name}",
+        " && ".join(release_command(other, subject.snapshot) for other in others if other.is_bridge)
+        or f"vfio-intx bind --group {subject.name}",
     )
 
 
