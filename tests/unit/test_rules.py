@@ -405,3 +405,26 @@ def test_a_card_s_own_handlers_are_not_counted_as_others(
     tree.interrupts({21: (7, "IO-APIC  21-fasteoi", handlers)})
     snapshot = take_snapshot(tree.root)
     assert predict(snapshot.function(NIC), snapshot).subject.handlers == others
+
+
+@pytest.mark.parametrize(
+    ("driver", "handlers", "other"),
+    [
+        ("snd_ens1371", "snd_ens1371, snd_ens1371", "snd_ens1371"),
+        ("snd_hda_intel", "snd_hda_intel:card0, snd_hda_intel:card1", "snd_hda_intel:card1"),
+        # One action serves all ports of a line (serial_link_irq_chain in drivers/tty/serial/8250/8250_core.c).
+        ("serial", "ttyS4", "ttyS4"),
+    ],
+)
+def test_the_handler_of_a_twin_on_the_same_line_is_not_taken_for_the_card_s_own(
+    tmp_path: Path, driver: str, handlers: str, other: str
+) -> None:
+    tree = nic_host(tmp_path, driver=driver).tree
+    tree.add(FakeFunction("0000:00:11.0", driver=driver, group=5, irq=21))
+    tree.interrupts({21: (7, "IO-APIC  21-fasteoi", handlers)})
+    tree.module("vfio_pci", nointxmask="Y")
+    snapshot = take_snapshot(tree.root)
+    prediction = predict(snapshot.function(NIC), snapshot)
+    assert prediction.subject.handlers == (other,)
+    (finding,) = [f for f in prediction.findings if f.code == "INTX001"]
+    assert finding.remedy == f"echo 0000:00:11.0 > /sys/bus/pci/drivers/{driver}/unbind"

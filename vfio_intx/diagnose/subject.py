@@ -100,26 +100,48 @@ def _subject(
         irq, irq_source = routes[where], f"other functions on pin {function.pin and function.pin.name} of the same slot"
     handlers = snapshot.handlers_of(irq) if irq else ()
     neighbours = tuple(other for other in by_line.get(irq, ()) if other.bdf != function.bdf) if irq else ()
-    own = own_handlers(function, handlers) or _only_candidate(function, handlers, neighbours)
-    others = tuple(handler for handler in handlers if handler not in own)
+    own = _own_among(function, handlers, neighbours) or _only_candidate(function, handlers, neighbours)
+    others = _without(handlers, own)
     verdict = masking_verdict(function, snapshot, history, vm.disintx_changes)
     return Subject(function, snapshot, vm, history, irq, irq_source, own, others, neighbours, verdict)
 
 
-def own_handlers(function: PciFunction, handlers: tuple[str, ...]) -> tuple[str, ...]:
-    """Those handlers of a line that are this function's, as far as their names tell."""
-    names = {f"vfio-intx({function.bdf})", *function.interfaces.get(())}
-    plain = function.driver.get("").replace("-", "_")
+def _own_among(
+    function: PciFunction, handlers: tuple[str, ...], neighbours: tuple[PciFunction, ...]
+) -> tuple[str, ...]:
+    """Those handlers of a line that are this function's; of those named after a driver, twins have one each.
 
-    def is_own(handler: str) -> bool:
-        head, _, rest = handler.partition(":")
-        if rest.startswith("usb"):
-            return rest in function.files
-        if f"[{function.bdf}]" in handler or (plain == "serial" and handler.startswith("ttyS")):
-            return True
-        return handler in names or (plain != "" and head.replace("-", "_") == plain)
+    Which one is whose their names do not tell, nor need they.
+    """
+    certain = tuple(handler for handler in handlers if _names_function(function, handler))
+    by_driver = tuple(handler for handler in handlers if handler not in certain and _names_driver(function, handler))
+    twins = sum(other.driver.value == function.driver.value for other in neighbours)
+    return certain + by_driver[: max(0, len(by_driver) - twins)]
 
-    return tuple(handler for handler in handlers if is_own(handler))
+
+def _without(handlers: tuple[str, ...], own: tuple[str, ...]) -> tuple[str, ...]:
+    left, others = list(own), []
+    for handler in handlers:
+        if handler in left:
+            left.remove(handler)
+        else:
+            others.append(handler)
+    return tuple(others)
+
+
+def _names_function(function: PciFunction, handler: str) -> bool:
+    _, _, rest = handler.partition(":")
+    if rest.startswith("usb"):
+        return rest in function.files
+    return f"[{function.bdf}]" in handler or handler in (f"vfio-intx({function.bdf})", *function.interfaces.get(()))
+
+
+def _names_driver(function: PciFunction, handler: str) -> bool:
+    head, _, rest = handler.partition(":")
+    driver = function.driver.get("").replace("-", "_")
+    if driver == "" or rest.startswith("usb"):
+        return False
+    return head.replace("-", "_") == driver or (driver == "serial" and handler.startswith("ttyS"))
 
 
 def _only_candidate(
@@ -133,4 +155,6 @@ def _only_candidate(
 
 def owner_of(handler: str, neighbours: Iterable[PciFunction]) -> PciFunction | None:
     """Which of a line's functions a handler belongs to, None where its name does not tell."""
-    return next((function for function in neighbours if own_handlers(function, (handler,))), None)
+    return next((function for function in neighbours if _names_function(function, handler)), None) or next(
+        (function for function in neighbours if _names_driver(function, handler)), None
+    )
