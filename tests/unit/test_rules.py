@@ -165,16 +165,25 @@ def test_check_reads_a_log_of_qemu(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_a_line_that_msi_hides_is_known_from_a_neighbour_on_the_same_wire(tmp_path: Path) -> None:
     tree = nic_host(tmp_path, irq=40, msi=True, msi_enabled=True, msi_vectors=(40,)).tree
-    bridge = FakeFunction("0000:00:0f.0", class_code=0x060400, header_type=1, pin=0, irq=0, group=30)
-    behind = FakeFunction("0000:03:04.0", parent="0000:00:0f.0", pin=1, group=31, irq=0, enable=0)
-    sibling = FakeFunction("0000:00:10.1", pin=1, driver="snd", group=4, irq=20)
-    for function in (bridge, behind, sibling, FakeFunction("0000:00:0f.1", pin=1, driver="x", group=30, irq=23)):
-        tree.add(function)
+    tree.add(FakeFunction("0000:00:10.1", pin=1, driver="snd", group=4, irq=20))
+    tree.add(FakeFunction("0000:00:10.2", pin=2, driver="x", group=4, irq=23))
     tree.interrupts({20: (1, "IO-APIC  20-fasteoi", "snd"), 23: (1, "IO-APIC  23-fasteoi", "x")})
     snapshot = take_snapshot(tree.root)
     assert predict(snapshot.function(NIC), snapshot).subject.irq == 20
-    # Slot 4 behind the bridge turns pin A into pin A of the bridge's own slot (4 % 4 == 0).
-    assert predict(snapshot.function(Bdf.parse("03:04.0")), snapshot).subject.irq == 23
+
+
+def test_cards_behind_two_root_ports_are_not_taken_to_share_a_line(tmp_path: Path) -> None:
+    """By the swizzle alone both would arrive at pin A of slot 1c; an Intel hub turns the second port's A into B."""
+    tree = nic_host(tmp_path).tree
+    for number, irq in ((0, 16), (1, 40)):
+        port = f"0000:00:1c.{number}"
+        tree.add(FakeFunction(port, class_code=0x060400, header_type=1, pin=number + 1, irq=0, driver="pcieport"))
+        msi = {"msi": True, "msi_enabled": True, "msi_vectors": (40,)} if number else {}
+        behind = {"parent": port, "driver": "x", "group": 9 + number, "irq": irq, **msi}
+        tree.add(FakeFunction(f"0000:0{2 + number}:00.0", **behind))  # type: ignore[arg-type]
+    snapshot = take_snapshot(tree.root)
+    subject = predict(snapshot.function(Bdf.parse("03:00.0")), snapshot).subject
+    assert (subject.irq, subject.neighbours) == (None, ())
 
 
 def test_a_function_that_nobody_enabled_has_no_line_yet(tmp_path: Path) -> None:

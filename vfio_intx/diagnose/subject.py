@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from vfio_intx.diagnose.masking import Verdict, masking_verdict
-from vfio_intx.diagnose.routing import RootPin, known_routes, root_pin
+from vfio_intx.diagnose.routing import Wire, known_lines, wire_of
 from vfio_intx.host.iommu import Group, is_vfio_driver
 from vfio_intx.host.irq import IrqLine
 from vfio_intx.host.log import History, history_of
@@ -81,7 +81,7 @@ class Subject(NamedTuple):
 
 def subjects(snapshot: Snapshot, functions: Iterable[PciFunction], vm: VmFacts | None = None) -> tuple[Subject, ...]:
     """A subject for each of *functions*; the tables that they share are made once."""
-    by_line, routes = snapshot.by_line(), known_routes(snapshot.functions)
+    by_line, routes = snapshot.by_line(), known_lines(snapshot.functions.values())
     history = history_of(snapshot.log.get(()))
     return tuple(_subject(function, snapshot, vm or VmFacts(), history, by_line, routes) for function in functions)
 
@@ -92,10 +92,10 @@ def _subject(
     vm: VmFacts,
     history: History,
     by_line: Mapping[HostIrq, tuple[PciFunction, ...]],
-    routes: Mapping[RootPin, HostIrq],
+    routes: Mapping[Wire, HostIrq],
 ) -> Subject:
     irq, irq_source = function.intx_irq.value or None, function.intx_irq.source
-    where = root_pin(function, snapshot.functions) if irq is None else None
+    where = wire_of(function) if irq is None else None
     if where is not None and where in routes:
         irq, irq_source = routes[where], f"other functions on pin {function.pin and function.pin.name} of the same slot"
     handlers = snapshot.handlers_of(irq) if irq else ()
