@@ -25,7 +25,7 @@ from vfio_intx.errors import (
 from vfio_intx.host.snapshot import take_snapshot
 from vfio_intx.names import Bdf
 from vfio_intx.wiring.apply import StuckWrite
-from vfio_intx.wiring.drivers import bind, restore, unbind, with_group
+from vfio_intx.wiring.drivers import bind, plan_bind, restore, unbind, with_group
 from vfio_intx.wiring.journal import open_state
 from vfio_intx.wiring.steps import Write
 
@@ -357,10 +357,10 @@ def test_ctrl_c_at_any_write_leaves_the_machine_as_it_was(kernel: FakeKernel, st
 
 
 def test_an_override_that_is_no_driver_s_name_is_refused_and_not_lost(tmp_path: Path, state: Path) -> None:
-    kernel = nic_host(tmp_path / "host", override="not a driver")
+    kernel = nic_host(tmp_path / "host", override="not/a driver")
     with pytest.raises(WorldError, match="driver_override cannot be read"):
         bind(kernel, state, [BDF])
-    assert kernel.state(NIC) == ("e1000", "not a driver")
+    assert kernel.state(NIC) == ("e1000", "not/a driver")
 
 
 def test_a_member_without_a_pin_goes_along_for_the_sake_of_its_group(kernel: FakeKernel, state: Path) -> None:
@@ -381,3 +381,15 @@ def test_a_bridge_whose_driver_blocks_the_group_is_named_with_what_frees_it(kern
     assert f"echo {bridge} > /sys/bus/pci/drivers/shpchp/unbind" in (caught.value.hint or "")
     (finding,) = [f for f in predict(snapshot.function(BDF), snapshot).findings if f.code == "INTX025"]
     assert finding.remedy == f"echo {bridge} > /sys/bus/pci/drivers/shpchp/unbind"
+
+
+def test_a_driver_with_blanks_in_its_name_gives_the_card_and_gets_it_back(tmp_path: Path, state: Path) -> None:
+    """drivers/media/pci/cx88/cx88-mpeg.c calls itself so: an old TV card is just what INTx is forwarded for."""
+    name = "cx88-mpeg driver manager"
+    kernel = nic_host(tmp_path / "host", driver=name, class_code=0x048000)
+    kernel.matches = {NIC: [name]}
+    script = plan_bind(take_snapshot(kernel.root), [BDF], {}).script()
+    assert f"+ echo \"{NIC}\" > '/sys/bus/pci/drivers/{name}/unbind'" in script
+    bind(kernel, state, [BDF])
+    restore(kernel, state, BDF)
+    assert kernel.state(NIC) == (name, "")

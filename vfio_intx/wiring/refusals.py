@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -101,4 +100,6 @@ def release_command(function: PciFunction, snapshot: Snapshot) -> str:
     if is_vfio_driver(driver):
         ours = any(claim.source.endswith(".record") for claim in snapshot.claims.get(function.bdf, ()))
         return f"vfio-intx {'restore' if ours else 'unbind'} {function.bdf}"
-    return f"echo {function.bdf} > {shlex.quote(f'/sys/bus/pci/drivers/{driver}/unbind')}"
+    from shlex import quote  # not at the top: scan does without it
+
+    return f"echo {function.bdf} > {quote(f'/sys/bus/pci/drivers/{driver}/unbind')}"
