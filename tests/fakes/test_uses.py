@@ -134,6 +134,28 @@ CLAIMS = {
     "modprobe.d": ("etc/modprobe.d/vfio.conf", "# x\noptions vfio-pci ids=1234:5678,8086:100e disable_vga=1\n"),
     "modprobe.d softdep": ("etc/modprobe.d/vfio.conf", "softdep e1000 pre: vfio-pci\n"),
     "kernel command line": ("proc/cmdline", "quiet vfio-pci.ids=8086:100e\n"),
+    "modprobe.d over two lines": ("etc/modprobe.d/vfio.conf", "options vfio_pci \\\n  ids=8086:100e\n"),
+    "modprobe.d with the subsystem": ("etc/modprobe.d/vfio.conf", "options vfio-pci ids=8086:100e:1af4:1100\n"),
+    "modprobe.d with a class": (
+        "etc/modprobe.d/a.conf",
+        "options vfio-pci ids=8086:ffffffff:ffffffff:ffffffff:020000:ff0000\n",
+    ),
+    "kernel command line in quotes": ("proc/cmdline", 'quiet "vfio-pci.ids=1234:5678,8086:100e" vfio_pci.ids="zz"\n'),
+    "kernel command line for pci-stub": ("proc/cmdline", "quiet pci-stub.ids=8086:100e\n"),
+    "libvirt interface": (
+        "etc/libvirt/qemu/win10.xml",
+        "<domain><devices><interface type='hostdev' managed='yes'>\n<mac address='52:54:00:00:00:01'/><source>\n"
+        "<address type='pci' domain='0x0000' bus='0x00' slot='0x10' function='0x0'/></source>\n"
+        "</interface></devices></domain>",
+    ),
+    "proxmox mapping of several": (
+        "etc/pve/mapping/pci.cfg",
+        "nic\n\tmap id=8086:100e,node=a,path=0000:00:0f.0;0000:00:10.0\n",
+    ),
+    "udev by ids": (
+        "etc/udev/rules.d/10-vfio.rules",
+        'ATTR{vendor}=="0x8086", ATTR{device}=="0x100e", ATTR{driver_override}="vfio-pci"\n',
+    ),
     "udev": (
         "etc/udev/rules.d/10-vfio.rules",
         'KERNEL=="0000:00:10.0", SUBSYSTEM=="pci", \\\n  ATTR{driver_override}="vfio-pci"\n',
@@ -149,6 +171,7 @@ CLAIMS = {
 @pytest.mark.parametrize("owner", CLAIMS)
 def test_a_claim_names_its_owner_and_its_file(kernel: FakeKernel, owner: str) -> None:
     name, text = CLAIMS[owner]
+    kernel.tree.write("proc/sys/kernel/hostname", "a.example.org\n")
     kernel.tree.write(name, text)
     ((bdf, (claim,)),) = snapshot(kernel).claims.items()
     assert bdf == BDF
@@ -168,12 +191,29 @@ def test_a_claim_names_its_owner_and_its_file(kernel: FakeKernel, owner: str) ->
             "#options vfio-pci ids=8086:100e\noptions snd ids=8086:100e\noptions vfio-pci ids=zz\n",
         ),
         ("proc/cmdline", "vfio-pci.ids=\n"),
+        ("proc/cmdline", "quiet -- vfio-pci.ids=8086:100e\n"),
+        ("etc/modprobe.d/a.conf", "options vfio-pci ids=8086:100e:1af4:1101\n"),
+        ("etc/modprobe.d/a.conf", "options vfio-pci ids=8086:ffffffff:ffffffff:ffffffff:030000:ff0000\n"),
+        ("etc/modprobe.d/a.conf", "softdep e1000 post: vfio-pci\n"),
+        ("etc/pve/qemu-server/101.conf", "cores: 2\n\n[before-update]\nhostpci0: 0000:00:10,pcie=1\n"),
+        ("etc/pve/mapping/pci.cfg", "nic\n\tmap id=8086:100e,node=b,path=0000:00:10.0\n"),
+        (
+            "etc/libvirt/qemu/a.xml",
+            "<hostdev mode='subsystem' type='usb'><source><address bus='0' device='16'/></source></hostdev>"
+            "<interface type='network'><address type='pci' domain='0x0000' bus='0x00' slot='0x10' function='0x0'/>"
+            "</interface>",
+        ),
+        (
+            "etc/udev/rules.d/a.rules",
+            'ATTR{vendor}=="0x8086", ATTR{device}=="0x100f", ATTR{driver_override}="vfio-pci"\n',
+        ),
         ("etc/udev/rules.d/a.rules", '#KERNEL=="0000:00:10.0", ATTR{driver_override}="vfio-pci"\n'),
         ("etc/udev/rules.d/a.rules", 'KERNEL=="0000:00:10.0", ATTR{power/control}="on"\n'),
         ("etc/udev/rules.d/a.rules", 'KERNEL=="0000:00:10.01", ATTR{driver_override}="vfio-pci"\n'),
     ],
 )
 def test_what_speaks_of_another_function_or_is_rubbish_is_no_claim(kernel: FakeKernel, name: str, text: str) -> None:
+    kernel.tree.write("proc/sys/kernel/hostname", "a.example.org\n")
     kernel.tree.write(name, text)
     assert snapshot(kernel).claims == {}
 
@@ -251,3 +291,16 @@ def test_an_nvme_disk_that_belongs_to_a_subsystem_and_not_to_its_controller(kern
     kernel.tree.link("sys/class/nvme/nvme0", f"{HERE}/nvme/nvme0")
     kernel.tree.write("proc/self/mountinfo", "29 1 259:2 / / rw - ext4 /dev/nvme0n1p2 rw\n")
     refused(kernel, tmp_path, r"holds / \(nvme0n1p2\)")
+
+
+def test_a_file_of_etc_hides_the_one_of_its_name_in_lib(kernel: FakeKernel) -> None:
+    kernel.tree.write("lib/modprobe.d/vfio.conf", "options vfio-pci ids=8086:100e\n")
+    assert len(snapshot(kernel).claims[BDF]) == 1
+    kernel.tree.write("etc/modprobe.d/vfio.conf", "# none\n")
+    assert snapshot(kernel).claims == {}
+
+
+def test_a_softdep_names_a_module_whose_driver_is_spelt_otherwise(tmp_path: Path) -> None:
+    kernel = nic_host(tmp_path / "host", driver="ehci-pci")
+    kernel.tree.write("etc/modprobe.d/a.conf", "softdep ehci_pci pre: x vfio_pci post: y\n")
+    assert [claim.text for claim in snapshot(kernel).claims[BDF]] == ["makes ehci-pci load after vfio-pci"]

@@ -8,11 +8,11 @@ from typing import NamedTuple
 from vfio_intx.chain.fact import Fact
 from vfio_intx.chain.plain import from_json, to_json
 from vfio_intx.errors import MissingError, UsageError
+from vfio_intx.host.claim import Claim
 from vfio_intx.host.iommu import Group, IommuFacts
 from vfio_intx.host.irq import IrqLine, Spurious
 from vfio_intx.host.kernel import KernelFacts
 from vfio_intx.host.log import LogLine
-from vfio_intx.host.owners import Claim
 from vfio_intx.host.pci import PciFunction
 from vfio_intx.host.snapshot import Snapshot
 from vfio_intx.host.use import Use

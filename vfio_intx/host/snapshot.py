@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 from vfio_intx.chain.fact import Fact
 from vfio_intx.errors import MissingError
+from vfio_intx.host.claim import Claim
 from vfio_intx.host.iommu import Group, IommuFacts, read_iommu
 from vfio_intx.host.irq import IrqLine, Spurious, read_actions, read_interrupts, read_spurious
 from vfio_intx.host.kernel import KernelFacts, read_kernel
 from vfio_intx.host.log import LogLine, read_log
-from vfio_intx.host.owners import Claim, read_owners
+from vfio_intx.host.owners import read_owners
 from vfio_intx.host.pci import PciFunction, list_functions, read_function
 from vfio_intx.host.root import HostRoot
 from vfio_intx.host.use import Use
