@@ -393,3 +393,10 @@ def test_a_driver_with_blanks_in_its_name_gives_the_card_and_gets_it_back(tmp_pa
     bind(kernel, state, [BDF])
     restore(kernel, state, BDF)
     assert kernel.state(NIC) == (name, "")
+
+
+def test_a_group_that_cannot_be_read_is_not_called_absent(tmp_path: Path, state: Path) -> None:
+    kernel = nic_host(tmp_path / "host", group=None)
+    (kernel.tree.directory(NIC) / "iommu_group").mkdir()
+    with pytest.raises(WorldError, match="iommu_group cannot be read: Invalid argument"):
+        bind(kernel, state, [BDF])

@@ -437,3 +437,41 @@ def test_the_handler_of_a_twin_on_the_same_line_is_not_taken_for_the_card_s_own(
     assert prediction.subject.handlers == (other,)
     (finding,) = [f for f in prediction.findings if f.code == "INTX001"]
     assert finding.remedy == f"echo 0000:00:11.0 > /sys/bus/pci/drivers/{driver}/unbind"
+
+
+def test_nointxmask_comes_before_the_list_of_hidden_cards(tmp_path: Path) -> None:
+    """vfio_pci_core_enable() asks vfio_pci_nointx() only without it: the pin is then shown, and the line exclusive."""
+    tree = nic_host(tmp_path, device=0x1572).tree
+    tree.module("vfio_pci", nointxmask="Y")
+    snapshot = take_snapshot(tree.root)
+    assert predict(snapshot.function(NIC), snapshot).subject.verdict.masking is Masking.EXCLUSIVE
+
+
+def test_a_group_that_cannot_be_read_is_unknown_and_not_absent(tmp_path: Path) -> None:
+    tree = nic_host(tmp_path, group=None).tree
+    (tree.directory(str(NIC)) / "iommu_group").mkdir()  # no link: EINVAL
+    snapshot = take_snapshot(tree.root)
+    (finding,) = predict(snapshot.function(NIC), snapshot).findings
+    assert (finding.code, finding.severity) == ("INTX024", Severity.UNKNOWN)
+    assert "could not be read" in finding.summary
+    assert finding.remedy is None
+
+
+def test_a_member_whose_driver_cannot_be_read_leaves_the_group_unknown(tmp_path: Path) -> None:
+    tree = nic_host(tmp_path).tree
+    tree.add(FakeFunction("0000:00:10.1", driver="snd", group=4, irq=22))
+    (tree.directory("0000:00:10.1") / "uevent").unlink()
+    snapshot = take_snapshot(tree.root)
+    (finding,) = predict(snapshot.function(NIC), snapshot).findings
+    assert (finding.code, finding.severity) == ("INTX025", Severity.UNKNOWN)
+    assert "0000:00:10.1/uevent: No such file" in finding.evidence[0]
+
+
+def test_no_name_splits_the_first_line_of_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A monitoring system takes what follows the first bar for performance data."""
+    tree = nic_host(tmp_path, driver="vfio-pci").tree
+    tree.interrupts({21: (7, "IO-APIC  21-fasteoi", "a|b")})
+    checked(tree, "00:10.0")
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.count("|") == 1
+    assert "a/b" in first

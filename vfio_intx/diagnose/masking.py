@@ -66,7 +66,7 @@ def _by_lists(function: PciFunction, snapshot: Snapshot) -> Verdict | None:
     ids = function.ids.value
     key = (ids.vendor, ids.device) if ids is not None else (0, 0)
     source = f"vfio_intx/host/quirks.py, from {quirks.SOURCE}"
-    if key in quirks.HIDDEN:
+    if key in quirks.HIDDEN and not snapshot.kernel.nointxmask.value:  # in the order of vfio_pci_core_enable()
         return Verdict(Masking.HIDDEN, f"{ids} is on vfio-pci's list of cards whose INTx it hides", source)
     if key in quirks.BROKEN:
         return Verdict(Masking.EXCLUSIVE, f"{ids} is on the kernel's list of cards whose DisINTx is broken", source)

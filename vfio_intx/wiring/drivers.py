@@ -134,6 +134,8 @@ def _refuse_unbindable(function: PciFunction, *, force: bool) -> None:
 
 
 def _refuse_without_group(snapshot: Snapshot, function: PciFunction, *, going: Iterable[Bdf]) -> None:
+    if function.group.value is None:
+        raise WorldError(f"{function.group.source} cannot be read: {function.group.error}; nothing was changed")
     group = snapshot.group_of(function)
     if group is None:
         what = "there is no IOMMU in use on this machine" if not snapshot.iommu.present else "it is in no IOMMU group"

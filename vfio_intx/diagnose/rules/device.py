@@ -87,7 +87,7 @@ def msi_available(subject: Subject) -> Iterator[Seen]:
 )
 def hidden(subject: Subject) -> Iterator[Seen]:
     """For some cards the kernel knows that INTx cannot be masked by any means, and vfio-pci shows the guest no pin.
-    The log says "Masking broken INTx support" at bind. The card works with MSI-X; there is no line to forward.
+    The log says "Masking broken INTx support" when the card is opened. It works with MSI-X; there is no line.
     """
     if subject.verdict.masking is Masking.HIDDEN:
         yield Seen(

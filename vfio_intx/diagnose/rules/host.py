@@ -142,7 +142,15 @@ def no_group(subject: Subject) -> Iterator[Seen]:
     """vfio-pci takes a function only if an IOMMU stands between it and memory. Without VT-d or AMD-Vi switched on in
     the firmware and in the kernel there is none.
     """
-    if subject.group is None and not subject.function.is_bridge:
+    group = subject.function.group
+    if not group.is_known:
+        yield Seen(
+            Severity.UNKNOWN,
+            "its IOMMU group could not be read",
+            (f"{group.source}: {group.error}",),
+            "whether vfio-pci would take it is unknown",
+        )
+    elif subject.group is None and not subject.function.is_bridge:
         units = subject.snapshot.iommu.units
         yield Seen(
             Severity.CRITICAL,
@@ -167,6 +175,15 @@ def group_not_viable(subject: Subject) -> Iterator[Seen]:
     group = subject.group
     others = blockers(group, subject.snapshot.functions, apart_from=(subject.function.bdf,)) if group else ()
     if group is None or not others:
+        return
+    unread = [other for other in others if not other.driver.is_known]
+    if len(unread) == len(others):
+        yield Seen(
+            Severity.UNKNOWN,
+            f"whether its IOMMU group {group.number} is viable is unknown: a driver could not be read",
+            tuple(f"{other.driver.source}: {other.driver.error}" for other in unread),
+            "a member that has a driver of the host would block the group",
+        )
         return
     names = ", ".join(f"{other.bdf} ({other.driver.get('?')})" for other in others)
     yield Seen(
