@@ -63,7 +63,7 @@ def _without_collector() -> Iterator[None]:
 def _scan(arguments: argparse.Namespace, wanted: Sequence[Bdf], root: HostRoot | None) -> int:
     snapshot = host_snapshot(arguments.snapshot, root)
     chosen = [snapshot.function(bdf) for bdf in wanted] or [
-        function for function in snapshot.functions.values() if function.pin is not None and not function.is_bridge
+        function for function in snapshot.functions.values() if function.may_have_pin
     ]
     predictions = predict_all(snapshot, chosen)
     if arguments.json:
@@ -184,7 +184,7 @@ def _row(snapshot: Snapshot, prediction: Prediction) -> tuple[str, ...]:
     return (
         str(function.bdf),
         str(function.ids.value or "?"),
-        function.pin.name if function.pin else "-",
+        function.pin.name if function.pin else "?" if function.may_have_pin else "-",
         str(prediction.subject.irq or ("-" if function.intx_irq.is_known else "?")),
         str(line.count) if line else "-",
         function.driver.value or "-" if function.driver.is_known else "?",

@@ -25,7 +25,7 @@ from vfio_intx.host.snapshot import Snapshot
 #: What is in the archive, by file; shown before anything is written.
 CONTENTS = {
     "snapshot.json": "facts of every PCI function, IRQ line, IOMMU group and of the kernel; scan --from replays it",
-    "findings.json": "what the rules conclude for each function with a pin",
+    "findings.json": "what the rules conclude for each function that may have a pin",
     "kernel-log.txt": "the kernel log's lines about interrupts, vfio and the IOMMU",
     "interrupts.txt": "/proc/interrupts",
     "versions.json": "of this program, the kernel and Python",
@@ -59,7 +59,7 @@ def host_interfaces(root: HostRoot, snapshot: Snapshot) -> frozenset[str]:
 def build(snapshot: Snapshot, redactor: Redactor, python: str) -> Mapping[str, bytes]:
     """The files of the archive, cleaned."""
     anonymous = _without_identity(snapshot, redactor)
-    pinned = [function for function in anonymous.functions.values() if function.pin is not None]
+    pinned = [function for function in anonymous.functions.values() if function.may_have_pin]
     found = [
         {"bdf": prediction.subject.name, "findings": [msgspec.to_builtins(plain(item)) for item in prediction.findings]}
         for prediction in predict_all(anonymous, pinned)
