@@ -395,3 +395,21 @@ def test_what_only_a_running_host_forbids_is_what_the_rule_is_for(tmp_path: Path
     assert len(refusals(snapshot.function(BDF), snapshot)) == 2
     assert persisted(tree) == 0
     assert (tree.path / RULE).exists()
+
+
+def test_names_of_mount_points_and_pools_are_replaced(tree: FakeTree, tmp_path: Path) -> None:
+    place = "sys/devices/pci0000:00/0000:00:10.0/ata1/block"
+    for name, number in (("sda", "8:0"), ("sdb", "8:16"), ("sdc", "8:32")):
+        tree.write(f"{place}/{name}/dev", number + "\n")
+        tree.link(f"sys/class/block/{name}", f"{place}/{name}")
+    rows = ("29 1 8:0 / / rw - ext4 /dev/sda rw", "30 1 8:16 / /srv/acme-payroll rw - ext4 /dev/sdb rw")
+    tree.write("proc/self/mountinfo", "\n".join(rows) + "\n")
+    tree.write("run/udev/data/b8:32", "E:ID_FS_LABEL=acme-tank\nE:ID_FS_TYPE=zfs_member\n")
+    (tree.path / "proc/spl/kstat/zfs/acme-tank").mkdir(parents=True)
+    files = archive(tree, tmp_path / "r.tar.gz")
+    assert "acme" not in "\n".join(files.values())
+    ((_, uses),) = json.loads(files["snapshot.json"])["uses"]
+    assert uses[0]["text"] == "holds / (sda)"
+    assert uses[1]["text"] == f"holds {uses[1]['name']} (sdb)"
+    assert uses[2]["source"] == f"/proc/spl/kstat/zfs/{uses[2]['name']}"
+    assert uses[2]["name"].startswith("pool-")

@@ -21,6 +21,7 @@ from vfio_intx.host.redact import Redactor
 from vfio_intx.host.replay import to_bytes
 from vfio_intx.host.root import HostRoot, list_names, read_text
 from vfio_intx.host.snapshot import Snapshot
+from vfio_intx.host.use import Use
 
 #: What is in the archive, by file; shown before anything is written.
 CONTENTS = {
@@ -33,9 +34,11 @@ CONTENTS = {
 #: Kernel parameters, by their beginnings, that bear on interrupts.
 _TELLING_WORDS = ("iommu", "intel_iommu", "amd_iommu", "pci", "vfio", "irq", "noapic", "nolapic", "kvm", "threadirqs")
 LEFT_OUT = (
-    "MAC and IP addresses, serial numbers, UUIDs, the names of the host, of its network interfaces and of the VMs that "
-    "claim a function are replaced by hashes"
+    "MAC and IP addresses, serial numbers, UUIDs, the names of the host, of its network interfaces, mount points and "
+    "ZFS pools and of the VMs that claim a function are replaced by hashes"
 )
+#: Mount points that every host has, and that tell how much depends on a disk.
+_COMMON_PLACES = frozenset({"/", "/boot", "/boot/efi", "/home", "/opt", "/srv", "/tmp", "/usr", "/var", "/var/log"})
 #: Facts in the words of the kernel and of this program. They name nobody, and a replay needs them as they are, even if
 #: the host is called "e1000".
 _OUR_WORDS = frozenset(
@@ -105,7 +108,14 @@ def _without_identity(snapshot: Snapshot, redactor: Redactor) -> Snapshot:
         bdf: tuple(claim.renamed(redactor.mark("vm", claim.vm)) if claim.vm else claim for claim in claims)
         for bdf, claims in snapshot.claims.items()
     }
-    return snapshot._replace(kernel=kernel, claims=claims)
+    uses = {bdf: tuple(_anonymous_use(use, redactor) for use in uses) for bdf, uses in snapshot.uses.items()}
+    return snapshot._replace(kernel=kernel, claims=claims, uses=uses)
+
+
+def _anonymous_use(use: Use, redactor: Redactor) -> Use:
+    if not use.name or use.name in _COMMON_PLACES:
+        return use
+    return use.renamed(redactor.mark("place" if use.name.startswith("/") else "pool", use.name))
 
 
 def _safe_words(command_line: str) -> str:

@@ -103,7 +103,9 @@ def _uses_of_one(root: HostRoot, tables: _Tables, disk: str) -> Iterator[Use]:
         yield Use("disk", f"holds swap ({shown})", f"/{_SWAPS}")
     pool = _pool(root, number) if tables.pools else None
     if pool in tables.pools:
-        yield Use("disk", f"is part of the ZFS pool {escape(pool)} ({shown})", f"/{_POOLS}/{escape(pool)}", pool)
+        yield Use(
+            "disk", f"is part of the ZFS pool {escape(pool)} ({shown})", f"/{_POOLS}/{escape(pool)}", escape(pool)
+        )
 
 
 def _pool(root: HostRoot, number: str) -> str:

@@ -23,6 +23,12 @@ class Use(NamedTuple):
     source: str
     name: str = ""
 
+    def renamed(self, name: str) -> Use:
+        """The same use as if what it names were called *name*."""
+        text = self.text.replace(f" {self.name} ", f" {name} ", 1)
+        folder, slash, file = self.source.rpartition("/")
+        return self._replace(text=text, source=folder + slash + (name if file == self.name else file), name=name)
+
 
 def class_link(root: HostRoot, kind: str, name: str) -> tuple[str, ...]:
     """The parts of the path that ``/sys/class/KIND/NAME`` points to; none where it cannot be read."""
