@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from tests.fakes.kernel import nic_host
 from tests.fakes.tree import FakeFunction, FakeTree
 from vfio_intx.cli import check, persist, report, scan
+from vfio_intx.cli.scan import unknown_facts
+from vfio_intx.diagnose.prediction import predict_all
 from vfio_intx.errors import RefusedError, UsageError, WorldError
 from vfio_intx.host import replay
 from vfio_intx.host.redact import Redactor
@@ -413,3 +415,14 @@ def test_names_of_mount_points_and_pools_are_replaced(tree: FakeTree, tmp_path: 
     assert uses[1]["text"] == f"holds {uses[1]['name']} (sdb)"
     assert uses[2]["source"] == f"/proc/spl/kstat/zfs/{uses[2]['name']}"
     assert uses[2]["name"].startswith("pool-")
+
+
+def test_the_name_of_a_vm_whose_file_could_not_be_read_is_left_out(tree: FakeTree, tmp_path: Path) -> None:
+    for number in range(9):
+        (tree.path / f"etc/libvirt/qemu/acme{number}.xml").mkdir(parents=True)
+    files = archive(tree, tmp_path / "r.tar.gz")
+    assert json.loads(files["snapshot.json"])["unread"] == [["/etc/libvirt/qemu", "Is a directory"]]
+    assert "acme" not in "\n".join(files.values())
+    snapshot = take_snapshot(tree.root)
+    (prediction,) = predict_all(snapshot, [snapshot.function(BDF)])
+    assert unknown_facts(prediction)["claims"].endswith("acme3.xml: Is a directory, and 5 more")

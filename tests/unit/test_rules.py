@@ -475,3 +475,24 @@ def test_no_name_splits_the_first_line_of_check(tmp_path: Path, capsys: pytest.C
     first = capsys.readouterr().out.splitlines()[0]
     assert first.count("|") == 1
     assert "a/b" in first
+
+
+def test_an_owners_file_that_cannot_be_read_is_told_and_not_taken_for_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To a mere user libvirt's and Proxmox's files are closed; here root meets what not even root can read."""
+    tree = nic_host(tmp_path, net=("eth0",)).tree
+    for name in ("etc/libvirt/qemu/win10.xml", "etc/modprobe.d/a.conf"):
+        (tree.path / name).mkdir(parents=True)
+    (tree.path / "etc/pve").mkdir()
+    (tree.path / "etc/pve/qemu-server").symlink_to("qemu-server")
+    checked(tree, "00:10.0", "--json")
+    unknown = json.loads(capsys.readouterr().out)["unknown"]["claims"]
+    assert "/etc/libvirt/qemu/win10.xml: Is a directory" in unknown
+    assert "/etc/modprobe.d/a.conf: Is a directory" in unknown
+    assert "/etc/pve/qemu-server: Too many levels of symbolic links" in unknown
+    assert "driverctl" not in unknown
+    checked(tree, "00:10.0")
+    assert f"  not seen: who else claims it: {unknown}\n" in capsys.readouterr().out
+    there = take_snapshot(tree.root)
+    assert from_bytes(to_bytes(there), "x").unread == there.unread

@@ -131,4 +131,6 @@ def _text(prediction: Prediction, name: str | None) -> str:
         lines += [f"      seen: {item}" for item in finding.evidence]
         lines.append(f"      then: {finding.consequence}")
         lines += [f"      mend: {finding.remedy}"] if finding.remedy else []
+    unread = unknown_facts(prediction).get("claims")
+    lines += [f"  not seen: who else claims it: {unread}"] if unread else []
     return "\n".join(lines)

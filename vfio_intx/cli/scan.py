@@ -15,7 +15,10 @@ from vfio_intx.diagnose.rules.device import has_msi
 from vfio_intx.host.pci import NO_GROUP
 from vfio_intx.host.root import HostRoot
 from vfio_intx.host.snapshot import Snapshot, take_snapshot
-from vfio_intx.names import Bdf
+from vfio_intx.names import Bdf, escape
+
+#: Of files that could not be read so many are named; a host may have hundreds of VMs.
+_MOST_UNREAD = 4
 
 EPILOG = """\
 needs no root; what only root may read is shown as "?"
@@ -159,6 +162,11 @@ def unknown_facts(prediction: Prediction) -> Mapping[str, str]:
     if config is not None and not config.has_capabilities:
         why = "only root may read the capabilities" if config.raw_pin else "not looked for where there is no pin"
         unknown["msi"] = f"{function.config.source}: {why}"
+    unread = prediction.subject.snapshot.unread
+    if unread:
+        shown = [f"{escape(source)}: {error}" for source, error in unread[:_MOST_UNREAD]]
+        more = [f"and {len(unread) - len(shown)} more"] if len(unread) > len(shown) else []
+        unknown["claims"] = ", ".join((*shown, *more))
     return unknown
 
 

@@ -109,7 +109,8 @@ def _without_identity(snapshot: Snapshot, redactor: Redactor) -> Snapshot:
         for bdf, claims in snapshot.claims.items()
     }
     uses = {bdf: tuple(_anonymous_use(use, redactor) for use in uses) for bdf, uses in snapshot.uses.items()}
-    return snapshot._replace(kernel=kernel, claims=claims, uses=uses)
+    unread = tuple(dict.fromkeys((source.rpartition("/")[0], why) for source, why in snapshot.unread))
+    return snapshot._replace(kernel=kernel, claims=claims, uses=uses, unread=unread)
 
 
 def _anonymous_use(use: Use, redactor: Redactor) -> Use:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from vfio_intx.host.pci import PciIds
+from vfio_intx.host.root import HostRoot, list_names, read_text
 
 #: ``PCI_ANY_ID``, as ids are written where any will do.
 ANY_ID = 0xFFFFFFFF
@@ -53,3 +57,30 @@ class IdPattern(NamedTuple):
         wanted = (self.vendor, self.device, self.subsystem_vendor, self.subsystem_device)
         same = all(want in (ANY_ID, has) for want, has in zip(wanted, ids, strict=False))
         return same and not (self.class_code ^ ids.class_code) & self.class_mask
+
+
+class Files(NamedTuple):
+    """The files of other tools below one root.
+
+    :ivar unread: why, for each file or folder that is there and could not be read; it fills as files are asked for.
+    """
+
+    root: HostRoot
+    unread: dict[str, str]
+
+    def in_folder(self, folder: str, suffix: str) -> Iterator[tuple[str, str, str]]:
+        """(name, source, text) of each readable file there whose name ends so."""
+        names = list_names(self.root.file(folder), root=self.root)
+        if names.error not in (None, _ABSENT):
+            self.unread[names.source] = names.error or ""
+        for name in names.get(()):
+            if not name.endswith(suffix):
+                continue
+            text = read_text(self.root.file(folder, name), root=self.root)
+            if text.value is not None:
+                yield name, text.source, text.value
+            elif text.error != _ABSENT:  # it went away, and its claim with it
+                self.unread[text.source] = text.error or ""
+
+
+_ABSENT = os.strerror(errno.ENOENT)

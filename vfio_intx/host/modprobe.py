@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from vfio_intx.chain.fact import Fact
-from vfio_intx.host.claim import Claim, IdPattern
-from vfio_intx.host.root import HostRoot, list_names, read_text
+from vfio_intx.host.claim import Claim, Files, IdPattern
 from vfio_intx.names import escape
 
 #: Where kmod looks, in its order (modprobe.d(5)): of two files of one name the first is read.
@@ -18,23 +17,22 @@ _WORD = r'(?:[^\s"]|"[^"]*"?)+'
 _ID = r"(?:0[xX])?[0-9a-fA-F]{1,8}"
 
 
-def module_lines(root: HostRoot) -> tuple[tuple[list[str], str], ...]:
+def module_lines(files: Files) -> tuple[tuple[list[str], str], ...]:
     """The words of each line of modprobe.d, and its file."""
-    return tuple(_lines(root))
+    return tuple(_lines(files))
 
 
-def _lines(root: HostRoot) -> Iterator[tuple[list[str], str]]:
+def _lines(files: Files) -> Iterator[tuple[list[str], str]]:
     seen: set[str] = set()
     for folder in _FOLDERS:
-        for name in list_names(root.file(folder), root=root).get(()):
-            if name in seen or not name.endswith(".conf"):
+        for name, source, text in files.in_folder(folder, ".conf"):
+            if name in seen:
                 continue
             seen.add(name)
-            text = read_text(root.file(folder, name), root=root)
-            for line in text.get("").replace("\\\n", "").splitlines():
+            for line in text.replace("\\\n", "").splitlines():
                 words = [] if line.startswith("#") else line.split()
                 if len(words) > 1:
-                    yield [words[0], _module(words[1]), *words[2:]], text.source
+                    yield [words[0], _module(words[1]), *words[2:]], source
 
 
 def _module(name: str) -> str:

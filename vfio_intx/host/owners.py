@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from vfio_intx.chain.fact import Fact
-from vfio_intx.host.claim import Claim, IdPattern
+from vfio_intx.host.claim import Claim, Files, IdPattern
 from vfio_intx.host.modprobe import claims_by_command_line, claims_by_options, claims_by_softdep, module_lines
 from vfio_intx.host.pci import PciFunction
 from vfio_intx.host.root import HostRoot, list_names, read_text
@@ -45,16 +45,20 @@ class _Configured(NamedTuple):
 
 def read_owners(
     root: HostRoot, functions: Iterable[PciFunction], command_line: Fact[str]
-) -> dict[Bdf, tuple[Claim, ...]]:
-    """The claims on each function that has any; *command_line* is the kernel's."""
-    modprobe, rules = module_lines(root), tuple(_udev_rules(root))
+) -> tuple[dict[Bdf, tuple[Claim, ...]], tuple[tuple[str, str], ...]]:
+    """The claims on each function that has any; *command_line* is the kernel's.
+
+    With them comes which files may hold more and could not be read, each with the reason.
+    """
+    files = Files(root, {})
+    modprobe, rules = module_lines(files), tuple(_udev_rules(files))
     configured = _Configured(
-        (*_driverctl(root), *_libvirt(root), *_proxmox(root), *_udev(rules), *_records(root)),
+        (*_driverctl(files), *_libvirt(files), *_proxmox(files), *_udev(rules), *_records(root)),
         (*claims_by_options(modprobe), *claims_by_command_line(command_line), *_udev_by_ids(rules)),
         tuple(claims_by_softdep(modprobe)),
     )
     found = ((function.bdf, tuple(_claims(function, configured))) for function in functions)
-    return {bdf: claims for bdf, claims in found if claims}
+    return {bdf: claims for bdf, claims in found if claims}, tuple(files.unread.items())
 
 
 def _claims(function: PciFunction, configured: _Configured) -> Iterator[Claim]:
@@ -71,25 +75,16 @@ def _claims(function: PciFunction, configured: _Configured) -> Iterator[Claim]:
         yield from (claim for waiting, claim in configured.drivers if waiting == driver)
 
 
-def _files(root: HostRoot, folder: str, suffix: str) -> Iterator[tuple[str, str, str]]:
-    """(name, source, text) of each readable file there."""
-    for name in list_names(root.file(folder), root=root).get(()):
-        if name.endswith(suffix):
-            text = read_text(root.file(folder, name), root=root)
-            if text.value is not None:
-                yield name, text.source, text.value
-
-
-def _driverctl(root: HostRoot) -> Iterator[tuple[Bdf, bool, Claim]]:
-    for name, source, text in _files(root, "etc/driverctl.d", ""):
+def _driverctl(files: Files) -> Iterator[tuple[Bdf, bool, Claim]]:
+    for name, source, text in files.in_folder("etc/driverctl.d", ""):
         bdf = Bdf.maybe(name.removeprefix("pci-"))
         if bdf is not None:
             yield bdf, False, Claim("driverctl", f"sets driver {escape(text.strip()[:64])} at boot", source)
 
 
-def _libvirt(root: HostRoot) -> Iterator[tuple[Bdf, bool, Claim]]:
+def _libvirt(files: Files) -> Iterator[tuple[Bdf, bool, Claim]]:
     for folder in ("etc/libvirt/qemu", "run/libvirt/qemu"):
-        for name, source, text in _files(root, folder, ".xml"):
+        for name, source, text in files.in_folder(folder, ".xml"):
             domain = escape(name.removesuffix(".xml"))
             for block in re.findall(_LIBVIRT_HOSTDEV, text):
                 match = re.search(_LIBVIRT_ADDRESS, block)
@@ -98,16 +93,16 @@ def _libvirt(root: HostRoot) -> Iterator[tuple[Bdf, bool, Claim]]:
                     yield Bdf(*parts), False, Claim.by_vm("libvirt", "domain", domain, source)
 
 
-def _proxmox(root: HostRoot) -> Iterator[tuple[Bdf, bool, Claim]]:
-    for name, source, text in _files(root, "etc/pve/qemu-server", ".conf"):
+def _proxmox(files: Files) -> Iterator[tuple[Bdf, bool, Claim]]:
+    for name, source, text in files.in_folder("etc/pve/qemu-server", ".conf"):
         vm = escape(name.removesuffix(".conf"))
         # A section is the state of a snapshot; only the first is the VM as it is, and PENDING as it will be.
         now = re.split(_PROXMOX_SECTION, text, maxsplit=1)[0]
         for value in re.findall(_PROXMOX_DEVICE, now):
             for word in value.split(",")[0].split(";"):
                 yield from _slot(word.removeprefix("host="), Claim.by_vm("proxmox", "VM", vm, source))
-    here = read_text(root.file("proc/sys/kernel/hostname"), root=root).get("").partition(".")[0]
-    for _, source, text in _files(root, "etc/pve/mapping", "pci.cfg"):
+    here = read_text(files.root.file("proc/sys/kernel/hostname"), root=files.root).get("").partition(".")[0]
+    for _, source, text in files.in_folder("etc/pve/mapping", "pci.cfg"):
         for words in re.findall(_PROXMOX_MAP, text):
             fields = dict(word.split("=", 1) for word in words.split(",") if "=" in word)
             if fields.get("node", here) == here:  # the file is one for the whole cluster
@@ -130,10 +125,10 @@ def _records(root: HostRoot) -> Iterator[tuple[Bdf, bool, Claim]]:
             yield bdf, False, Claim("vfio-intx", text, f"/var/lib/vfio-intx/{name}")
 
 
-def _udev_rules(root: HostRoot) -> Iterator[tuple[str, Claim]]:
+def _udev_rules(files: Files) -> Iterator[tuple[str, Claim]]:
     """The lines that set a driver_override, each with the claim that it makes."""
     for folder in ("etc/udev/rules.d", "run/udev/rules.d"):
-        for name, source, text in _files(root, folder, ".rules"):
+        for name, source, text in files.in_folder(folder, ".rules"):
             owner = "vfio-intx" if name.startswith("70-vfio-intx-") else "udev"
             for line in text.replace("\\\n", "").splitlines():
                 driver = re.search(_UDEV_OVERRIDE, line)

@@ -37,6 +37,7 @@ class _File(NamedTuple):
     uses: tuple[tuple[Bdf, tuple[Use, ...]], ...]
     claims: tuple[tuple[Bdf, tuple[Claim, ...]], ...]
     log: Fact[tuple[LogLine, ...]]
+    unread: tuple[tuple[str, str], ...] = ()
 
 
 def to_bytes(snapshot: Snapshot) -> bytes:
@@ -53,6 +54,7 @@ def to_bytes(snapshot: Snapshot) -> bytes:
         tuple(snapshot.uses.items()),
         tuple(snapshot.claims.items()),
         snapshot.log,
+        snapshot.unread,
     )
     return to_json(file)
 
@@ -78,6 +80,7 @@ def from_bytes(raw: bytes, name: str) -> Snapshot:
         dict(file.uses),
         dict(file.claims),
         file.log,
+        file.unread,
     )
 
 
