@@ -496,3 +496,30 @@ def test_an_owners_file_that_cannot_be_read_is_told_and_not_taken_for_none(
     assert f"  not seen: who else claims it: {unknown}\n" in capsys.readouterr().out
     there = take_snapshot(tree.root)
     assert from_bytes(to_bytes(there), "x").unread == there.unread
+
+
+MISMATCH = f"genirq: Flags mismatch irq 21. 00000000 (vfio-intx({NIC})) vs. 00000080 (ehci_hcd:usb1)"
+
+
+def masked(tree: FakeTree, changes: bool | None = None) -> Masking:
+    snapshot = take_snapshot(tree.root)
+    return predict(snapshot.function(NIC), snapshot, VmFacts(disintx_changes=changes)).subject.verdict.masking
+
+
+def test_what_the_log_tells_of_a_time_with_nointxmask_is_not_held_against_a_card(tmp_path: Path) -> None:
+    """The remedy for that (nointxmask=0) would otherwise never be seen to have helped."""
+    tree = nic_host(tmp_path, driver="vfio-pci").tree
+    tree.write("dev/kmsg", f"4,1,1000000,-;{MISMATCH}\n")
+    assert masked(tree) is Masking.EXCLUSIVE
+    # The kernel's own test is the same as ours.
+    assert masked(tree, changes=True) is Masking.DISINTX
+    # It has been granted a line that others are on.
+    tree.interrupts({21: (7, "IO-APIC  21-fasteoi", f"vfio-intx({NIC}), ehci_hcd:usb1")})
+    assert masked(tree) is Masking.DISINTX
+
+
+def test_a_line_that_vfio_has_alone_proves_nothing(tmp_path: Path) -> None:
+    tree = nic_host(tmp_path, driver="vfio-pci").tree
+    tree.write("dev/kmsg", f"4,1,1000000,-;{MISMATCH}\n")
+    tree.interrupts({21: (7, "IO-APIC  21-fasteoi", f"vfio-intx({NIC})")})
+    assert masked(tree) is Masking.EXCLUSIVE
