@@ -41,8 +41,11 @@ class Stdout(io.TextIOWrapper):
 
 
 def install() -> None:
-    """Put it in the place of ``sys.stdout``, with the same settings. Harmless where there is none."""
+    """Put it in the place of ``sys.stdout``, with the same settings. Harmless where there is none.
+
+    But a character that the encoding has not becomes an escape, as on standard error: it is no reason to say nothing.
+    """
     found = sys.stdout
     if isinstance(found, io.TextIOWrapper) and not isinstance(found, Stdout):
-        encoding, errors, by_line, at_once = found.encoding, found.errors, found.line_buffering, found.write_through
-        sys.stdout = Stdout(found.detach(), encoding, errors, None, by_line, at_once)
+        encoding, by_line, at_once = found.encoding, found.line_buffering, found.write_through
+        sys.stdout = Stdout(found.detach(), encoding, "backslashreplace", None, by_line, at_once)
