@@ -523,3 +523,23 @@ def test_a_line_that_vfio_has_alone_proves_nothing(tmp_path: Path) -> None:
     tree.write("dev/kmsg", f"4,1,1000000,-;{MISMATCH}\n")
     tree.interrupts({21: (7, "IO-APIC  21-fasteoi", f"vfio-intx({NIC})")})
     assert masked(tree) is Masking.EXCLUSIVE
+
+
+@pytest.mark.parametrize(
+    ("text", "bdf", "seen"),
+    [
+        ("vfio-pci {}: AMD-Vi: Event logged [IO_PAGE_FAULT domain=0x000e address=0x0 flags=0x0000]", str(NIC), True),
+        ("AMD-Vi: Event logged [IO_PAGE_FAULT device={} domain=0x000e address=0x0 flags=0x0000]", str(NIC), True),
+        ("AMD-Vi: Event logged [IO_PAGE_FAULT device=00:10.0 domain=0x000e address=0x0 flags=0x0000]", str(NIC), True),
+        ("DMAR: [DMA Write NO_PASID] Request device [00:10.0] fault addr 0x0 [fault reason 0x05]", str(NIC), True),
+        # The words of a segment's unit name no segment; what they mean there cannot be told.
+        ("DMAR: [DMA Write NO_PASID] Request device [00:10.0] fault addr 0x0", "0001:00:10.0", False),
+        ("vfio-pci 0001:00:10.0: AMD-Vi: Event logged [IO_PAGE_FAULT domain=0x000e]", str(NIC), False),
+    ],
+)
+def test_the_words_of_an_iommu_that_refuses_dma(tmp_path: Path, text: str, bdf: str, seen: bool) -> None:
+    tree = nic_host(tmp_path, bdf=bdf).tree
+    tree.write("dev/kmsg", f"4,1,1000000,-;{text.format(bdf)}\n")
+    snapshot = take_snapshot(tree.root)
+    found = codes(predict(snapshot.function(Bdf.parse(bdf)), snapshot).findings)
+    assert ("INTX020" in found) is seen

@@ -187,7 +187,10 @@ def not_intx(subject: Subject) -> Iterator[Seen]:
     lost: no data comes. Mend that first (ROM, reset, a driver that runs on both sides), before blaming INTx.
     """
     bdf = subject.function.bdf
-    marks = (f"[{bdf.bus:02x}:{bdf.slot:02x}.{bdf.function}]", f"device={bdf}", f"[{bdf}]")
+    marks = [f" {bdf}: AMD-Vi:", f"device={bdf} ", f"[{bdf}]"]
+    if bdf.domain == 0:  # words without a segment are read as the first one's
+        short = f"{bdf.bus:02x}:{bdf.slot:02x}.{bdf.function}"
+        marks += [f"[{short}]", f"device={short} "]
     faults = [line for line in subject.history.faults if any(mark in line.text for mark in marks)]
     if faults:
         yield Seen(
