@@ -400,3 +400,15 @@ def test_a_group_that_cannot_be_read_is_not_called_absent(tmp_path: Path, state:
     (kernel.tree.directory(NIC) / "iommu_group").mkdir()
     with pytest.raises(WorldError, match="iommu_group cannot be read: Invalid argument"):
         bind(kernel, state, [BDF])
+
+
+def test_a_driver_that_cannot_be_unbound_by_hand_is_told_before_anything_is_written(
+    kernel: FakeKernel, state: Path
+) -> None:
+    """With suppress_bind_attrs a driver has no such file (driver_register in drivers/base/bus.c)."""
+    (kernel.tree.path / "sys/bus/pci/drivers/e1000/unbind").unlink()
+    with pytest.raises(RefusedError, match="e1000 has no file unbind") as caught:
+        bind(kernel, state, [BDF])
+    assert f"vfio-intx persist {NIC}" in (caught.value.hint or "")
+    assert kernel.log == []
+    assert records(state) == []

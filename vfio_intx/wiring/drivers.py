@@ -15,6 +15,7 @@ from vfio_intx.host.holders import device_holders
 from vfio_intx.host.iommu import blockers, is_vfio_driver
 from vfio_intx.host.kernel import vfio_pci_loaded
 from vfio_intx.host.pci import NO_GROUP, PciFunction, PciIds, read_function
+from vfio_intx.host.root import HostRoot
 from vfio_intx.host.snapshot import Snapshot, take_snapshot
 from vfio_intx.names import Bdf
 from vfio_intx.wiring.apply import Machine, StuckWrite, apply, read_binding
@@ -77,6 +78,19 @@ def plan_bind(snapshot: Snapshot, bdfs: Sequence[Bdf], records: Mapping[Bdf, Rec
     changes = tuple(_to_vfio(function, ours=function.bdf in records) for function in functions)
     needed = any(not change.is_done for change in changes) and not snapshot.kernel.vfio_pci_loaded
     return Plan((VFIO_PCI,) if needed else (), changes)
+
+
+def refuse_fixed(root: HostRoot, plan: Plan) -> None:
+    """:raise RefusedError: where a driver cannot be told to let go, since it has no file for it."""
+    for change in plan.changes:
+        folder = root.at("sys/bus/pci/drivers", change.now.driver)
+        if change.now.driver in ("", change.goal.driver) or not folder.is_dir():
+            continue
+        if not (folder / "unbind").exists():
+            raise RefusedError(
+                f"{change.bdf} cannot be taken from its driver: {change.now.driver} has no file unbind",
+                hint=f"keep the driver from loading: vfio-intx persist {change.bdf}, then reboot",
+            )
 
 
 def with_group(snapshot: Snapshot, bdf: Bdf) -> tuple[Bdf, ...]:
@@ -179,6 +193,7 @@ def bind(machine: Machine, state_path: Path, bdfs: Sequence[Bdf], *, force: bool
     with open_state(state_path) as state:
         records = {bdf: record for bdf in bdfs if (record := state.read(bdf)) is not None}
         plan = plan_bind(take_snapshot(machine.root), bdfs, records, force=force)
+        refuse_fixed(machine.root, plan)
         for module in plan.modules:
             machine.load_module(module, Deadline.after(f"modprobe {module}", MODULE_BUDGET_S))
         if plan.modules and not vfio_pci_loaded(machine.root):
