@@ -206,8 +206,8 @@ def group_not_viable(subject: Subject) -> Iterator[Seen]:
 )
 def in_use(subject: Subject) -> Iterator[Seen]:
     """Taking this function away would cut the host off from something that it uses now: its default route, a mounted
-    file system, swap, the console, the display it booted with or that a program draws on, virtual functions that it
-    carries. vfio-intx bind refuses that without --force.
+    file system, swap, an array or pool that is active, the console, the display it booted with or that a program draws
+    on, virtual functions that it carries. vfio-intx bind refuses that without --force.
     """
     if is_vfio_driver(subject.driver) or subject.driver in UNSAFE_UNBIND:
         return
