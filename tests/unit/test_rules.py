@@ -543,3 +543,12 @@ def test_the_words_of_an_iommu_that_refuses_dma(tmp_path: Path, text: str, bdf: 
     snapshot = take_snapshot(tree.root)
     found = codes(predict(snapshot.function(Bdf.parse(bdf)), snapshot).findings)
     assert ("INTX020" in found) is seen
+
+
+def test_what_is_no_command_does_not_look_like_one(tmp_path: Path) -> None:
+    """ "modprobe kvm_amd, or kvm_intel" typed as it stands loads nothing."""
+    tree = nic_host(tmp_path).tree
+    (tree.path / "dev/kvm").unlink()
+    snapshot = take_snapshot(tree.root)
+    (finding,) = [f for f in predict(snapshot.function(NIC), snapshot).findings if f.code == "INTX028"]
+    assert not (finding.remedy or "").startswith(COMMANDS)
