@@ -426,3 +426,14 @@ def test_the_name_of_a_vm_whose_file_could_not_be_read_is_left_out(tree: FakeTre
     snapshot = take_snapshot(tree.root)
     (prediction,) = predict_all(snapshot, [snapshot.function(BDF)])
     assert unknown_facts(prediction)["claims"].endswith("acme3.xml: Is a directory, and 5 more")
+
+
+def test_who_built_the_kernel_is_left_out(tree: FakeTree, tmp_path: Path) -> None:
+    """Who builds kernels does so as himself, on a machine with a name."""
+    version = "Linux version 6.12.40 (alice@forge.acme.example) (gcc (Debian 14.2.0-19) 14.2.0) #1 SMP Debian 6.12.40-1"
+    tree.write("proc/version", version + "\n")
+    files = archive(tree, tmp_path / "r.tar.gz")
+    text = "\n".join(files.values())
+    assert "alice" not in text
+    assert "forge" not in text
+    assert json.loads(files["snapshot.json"])["kernel"]["version"]["value"].endswith("#1 SMP Debian 6.12.40-1")

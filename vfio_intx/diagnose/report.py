@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import tarfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -35,7 +36,7 @@ CONTENTS = {
 _TELLING_WORDS = ("iommu", "intel_iommu", "amd_iommu", "pci", "vfio", "irq", "noapic", "nolapic", "kvm", "threadirqs")
 LEFT_OUT = (
     "MAC and IP addresses, serial numbers, UUIDs, the names of the host, of its network interfaces, mount points and "
-    "ZFS pools and of the VMs that claim a function are replaced by hashes"
+    "ZFS pools and of the VMs that claim a function are replaced by hashes; who built the kernel is left out"
 )
 #: Mount points that every host has, and that tell how much depends on a disk.
 _COMMON_PLACES = frozenset({"/", "/boot", "/boot/efi", "/home", "/opt", "/srv", "/tmp", "/usr", "/var", "/var/log"})
@@ -103,6 +104,7 @@ def _without_identity(snapshot: Snapshot, redactor: Redactor) -> Snapshot:
     kernel = snapshot.kernel._replace(
         boot_id=Fact.unknown(snapshot.kernel.boot_id.source, "left out of reports"),
         command_line=snapshot.kernel.command_line.map(_safe_words),
+        version=snapshot.kernel.version.map(lambda text: re.sub(r"\(\S+@\S+\)", "(its builder)", text)),
     )
     claims = {
         bdf: tuple(claim.renamed(redactor.mark("vm", claim.vm)) if claim.vm else claim for claim in claims)
