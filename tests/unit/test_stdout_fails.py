@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -108,3 +109,20 @@ def test_with_nowhere_to_say_it_the_status_still_tells() -> None:
     with FULL.open("w") as full:
         argv = [sys.executable, "-m", "vfio_intx", "--version"]
         assert subprocess.run(argv, stdout=full, stderr=full, timeout=60).returncode == 1
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_character_that_the_terminal_has_not_is_written_as_an_escape(encoding: str) -> None:
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    argv = [sys.executable, "-m", "vfio_intx", "explain", "INTX005"]
+    ran = subprocess.run(argv, capture_output=True, encoding=encoding, env=environment, timeout=60)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "nobody cared \\u2026 Disabling" in ran.stdout
+
+
+def test_json_is_utf_8_whatever_the_terminal_has(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    argv = [sys.executable, "-m", "vfio_intx", "explain", "INTX005", "--json"]
+    ran = subprocess.run(argv, capture_output=True, encoding="utf-8", env=environment, timeout=60)
+    assert ran.returncode == 0
+    assert "…" in json.loads(ran.stdout)["rules"][0]["text"]
