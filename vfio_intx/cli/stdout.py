@@ -41,8 +41,9 @@ class Stdout(io.TextIOWrapper):
 
 
 def install() -> None:
-    """Put it in the place of ``sys.stdout``, with the same settings. But a character that the encoding has not becomes an escape,
-    as on standard error: it is no reason to say nothing.
+    """Put it in the place of ``sys.stdout``, with the same settings.
+
+    But a character that the encoding has not becomes an escape, as on standard error: it is no reason to say nothing.
 
     A program that was started without one of the three standard streams gets ``/dev/null`` for it, as glibc does for
     privileged ones: the next file opened would have its number, and what is printed would go there.
