@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vfio_intx.errors import UsageError
 
 
-@dataclass(frozen=True, slots=True)
-class Deadline:
+class Deadline(NamedTuple):
     """A moment on the monotonic clock, with the name and budget that an error about it prints.
 
     ``expires`` is in seconds of :func:`time.monotonic`; ``budget_s`` is what was allowed in all.

@@ -18,7 +18,8 @@ _BDF = re.compile(
     rf"(?:(?:pci/)?({_HEX}{{4,8}}):)?({_HEX}{{2}}):({_HEX}{{2}})\.([0-7])"
     rf"|pci_({_HEX}{{4,8}})_({_HEX}{{2}})_({_HEX}{{2}})_([0-7])"
 )
-_DRIVER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+#: Some have blanks in them ("cx88-mpeg driver manager"); what a path or a quoted shell word would trip on is out.
+_DRIVER = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 _.,:()+-]{0,61}[A-Za-z0-9_()+-])?")
 _LONGEST = 64
 
 Gsi = NewType("Gsi", int)

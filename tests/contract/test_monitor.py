@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,13 +16,13 @@ import pytest
 from tests.fakes.qemu_vm import FakeVm
 from tests.fakes.qmp_server import own_descriptors, serving
 from vfio_intx.deadline import Deadline
-from vfio_intx.errors import BusyError, MissingError, PeerRefused
+from vfio_intx.errors import BusyError, MissingError, PeerGone, PeerRefused, PeerTimeout
 from vfio_intx.host.root import HostRoot
 from vfio_intx.qemu import replies
 from vfio_intx.qemu.features import probe, read_controllers, read_counts, read_irqchip_kind
 from vfio_intx.qemu.guestpci import find_bus, list_passed_through, qom_flag, qom_text
 from vfio_intx.qemu.irqchip import IrqchipKind
-from vfio_intx.qemu.monitor import ask, human
+from vfio_intx.qemu.monitor import Question, ask, human, human_question
 from vfio_intx.qemu.transports import connect, listening_sockets
 
 QEMU = shutil.which("qemu-system-x86_64")
@@ -74,6 +76,67 @@ def test_a_refused_command_tells_class_and_words_and_leaves_the_monitor_usable(v
         assert "nothing" in caught.value.description
         assert caught.value.command == "device_del"
         assert ask(monitor, "query-status", replies.RunState).running is False
+
+
+def test_commands_sent_together_are_answered_as_one_by_one(vm: Path) -> None:
+    several: list[Question] = [
+        ("query-status", None),
+        ("device_del", {"id": "nothing"}),
+        human_question("info irq"),
+        ("no-such-command", None),
+        ("qom-get", {"path": "/machine", "property": "type"}),
+        ("qom-get", {"path": "/machine/peripheral", "property": "no-such-property"}),
+        human_question("info pic"),
+    ]
+    with connect(vm, budget_s=BUDGET_S) as monitor:
+        singly: list[object] = []
+        for command, arguments in several:
+            try:
+                singly.append(monitor.execute(command, arguments))
+            except PeerRefused as refusal:
+                singly.append((refusal.error_class, refusal.description))
+        together = monitor.execute_all(several * 5)
+        plain = [(one.error_class, one.description) if isinstance(one, PeerRefused) else one for one in together]
+        assert plain == singly * 5
+        assert [isinstance(one, tuple) for one in singly] == [False, True, False, True, False, True, False]
+        assert [one.command for one in together[:4] if isinstance(one, PeerRefused)] == [
+            "device_del",
+            "no-such-command",
+        ]
+
+
+def test_commands_sent_together_run_in_their_order(vm: Path) -> None:
+    with connect(vm, budget_s=BUDGET_S) as monitor:
+        steps: list[Question] = []
+        for number in range(6):
+            steps.append(("device_add", {"driver": "e1000", "id": f"nic{number}"}))
+            steps.append(("qom-list", {"path": "/machine/peripheral"}))
+        lists = [replies.parse(one, replies.Properties, "qom-list", "") for one in monitor.execute_all(steps)[1::2]]
+        names = [{one.name for one in found if one.child_type is not None} for found in lists]
+        assert names == [{f"nic{number}" for number in range(last + 1)} for last in range(6)]
+
+
+@pytest.mark.skipif(QEMU is None, reason="qemu-system-x86_64 is not installed: apt-get install qemu-system-x86")
+def test_a_qemu_that_answers_late_is_given_up_and_still_answers_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "vm.sock"
+    with start_qemu(path, "-machine", "pc") as process, connect(path, budget_s=BUDGET_S) as monitor:
+        process.send_signal(signal.SIGSTOP)
+        with pytest.raises(PeerTimeout, match="query-status"):
+            monitor.execute_all([("query-status", None), ("query-pci", None)] * 10, budget_s=0.5)
+        process.send_signal(signal.SIGCONT)
+        assert ask(monitor, "query-name", replies.VmName) == replies.VmName()
+
+
+@pytest.mark.skipif(QEMU is None, reason="qemu-system-x86_64 is not installed: apt-get install qemu-system-x86")
+def test_a_qemu_killed_under_several_commands_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "vm.sock"
+    with start_qemu(path, "-machine", "pc") as process, connect(path, budget_s=BUDGET_S) as monitor:
+        process.send_signal(signal.SIGSTOP)
+        killer = threading.Timer(0.2, process.kill)
+        killer.start()
+        with pytest.raises(PeerGone):
+            monitor.execute_all([("query-status", None)] * 20)
+        killer.join()
 
 
 def test_a_left_monitor_serves_the_next_client(vm: Path) -> None:
@@ -161,8 +224,6 @@ def test_a_q35_needs_a_free_port_or_bridge_with_a_name(
 
 @pytest.mark.skipif(QEMU is None, reason="qemu-system-x86_64 is not installed: apt-get install qemu-system-x86")
 def test_a_qemu_that_ended_leaves_a_socket_on_which_nobody_listens(tmp_path: Path) -> None:
-    from vfio_intx.errors import PeerGone
-
     path = tmp_path / "vm.sock"
     with start_qemu(path, "-machine", "pc"):
         connect(path, budget_s=BUDGET_S).close()
@@ -173,8 +234,6 @@ def test_a_qemu_that_ended_leaves_a_socket_on_which_nobody_listens(tmp_path: Pat
 
 @pytest.mark.skipif(QEMU is None, reason="qemu-system-x86_64 is not installed: apt-get install qemu-system-x86")
 def test_a_killed_qemu_is_noticed_by_the_command_that_waits(tmp_path: Path) -> None:
-    from vfio_intx.errors import PeerGone
-
     path = tmp_path / "vm.sock"
     with start_qemu(path, "-machine", "pc") as process, connect(path, budget_s=BUDGET_S) as monitor:
         process.kill()

@@ -287,12 +287,15 @@ def test_a_closed_monitor_refuses_and_closing_again_does_nothing(tmp_path: Path)
             monitor.execute("query-pci")
 
 
-@pytest.mark.parametrize("script", [fake.silent, fake.saying(b"x\n"), fake.dies_on_command, fake.never_negotiates])
-def test_no_descriptor_and_no_thread_is_left(tmp_path: Path, script: fake.Script) -> None:
+@pytest.mark.parametrize(
+    ("script", "budget_s"),
+    [(fake.silent, 0.1), (fake.saying(b"x\n"), 5), (fake.dies_on_command, 5), (fake.never_negotiates, 0.1)],
+)
+def test_no_descriptor_and_no_thread_is_left(tmp_path: Path, script: fake.Script, budget_s: float) -> None:
     with fake.serving(tmp_path / "s", script) as path:
         before: tuple[int, int] | None = None
         for _ in range(3):
-            with pytest.raises(PeerError), connect(path, budget_s=SHORT_S) as monitor:
+            with pytest.raises(PeerError), connect(path, budget_s=budget_s) as monitor:
                 monitor.execute("query-pci")
             # The server is to let go of its end first, or we would be told that somebody is connected.
             assert Deadline.after("the server hangs up", 30).poll(lambda: not clients_of(path, HostRoot()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,9 +40,31 @@ class Bench:
     raised_by_qemu: bool = False
     others: tuple[str, ...] = ()
     errors: str = field(default="", init=False)
+    _turn: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def tick(self, command: str) -> None:
         """One interrupt, if the device is in the VM and its guest listens."""
+        with self._turn:
+            self._tick()
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Interrupts by the clock while the block runs, some hundreds a second, whether QEMU is asked or not."""
+        over = threading.Event()
+
+        def run() -> None:
+            while not over.wait(0.002):
+                self.tick("")
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def _tick(self) -> None:
         if ID not in self.vm.devices:
             self.tree.interrupts({})
             return

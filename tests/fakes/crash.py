@@ -6,11 +6,14 @@ and each system call that makes a record durable. Nothing is cleaned up in the c
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 from vfio_intx.deadline import Deadline
 from vfio_intx.host.root import HostRoot
@@ -19,6 +22,17 @@ from vfio_intx.wiring.steps import Write
 
 #: What else than the kernel's files outlives the process.
 _DURABLE = ("rename", "fsync", "unlink", "mkdir")
+
+
+@contextmanager
+def no_power_cut() -> Iterator[None]:
+    """fsync looks at its descriptor and does not wait for the disk.
+
+    What a killed process has written is the kernel's and stays, synced or not; only a power cut, which nothing here
+    plays, could tell the two apart. The call is still made, and is still a boundary.
+    """
+    with mock.patch("os.fsync", os.fstat):
+        yield
 
 
 class _Fuse:
@@ -73,6 +87,11 @@ def dies_at(boundary: int, machine: Machine, action: Callable[[Machine], object]
 
     :raise AssertionError: if the child ended by an error instead.
     """
+    return dying_at(boundary, machine, action)()
+
+
+def dying_at(boundary: int, machine: Machine, action: Callable[[Machine], object]) -> Callable[[], bool]:
+    """As :func:`dies_at`, but the child runs on its own: what is returned waits for it, and is to be called once."""
 
     def child() -> None:
         fuse = _Fuse(boundary)
@@ -80,7 +99,7 @@ def dies_at(boundary: int, machine: Machine, action: Callable[[Machine], object]
             setattr(os, name, fuse.around(getattr(os, name)))
         action(_Fused(machine, fuse))
 
-    return _dies(child)
+    return _start(child)
 
 
 def dies_after(seconds: float, machine: Machine, action: Callable[[Machine], object]) -> bool:
@@ -91,18 +110,24 @@ def dies_after(seconds: float, machine: Machine, action: Callable[[Machine], obj
         signal.setitimer(signal.ITIMER_REAL, seconds)
         action(machine)
 
-    return _dies(child)
+    return _start(child)()
 
 
-def _dies(run: Callable[[], None]) -> bool:
+def _start(run: Callable[[], None]) -> Callable[[], bool]:
     child = os.fork()
     if child == 0:
+        # A collection would write to every object that the parent has, and so have a copy made of all its pages.
+        gc.disable()
         status = 1
         try:
             run()
             status = 0
         finally:
             os._exit(status)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, -signal.SIGKILL, -signal.SIGALRM), f"the child ended with {code}"
-    return code != 0
+
+    def died() -> bool:
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert code in (0, -signal.SIGKILL, -signal.SIGALRM), f"the child ended with {code}"
+        return code != 0
+
+    return died

@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import select
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tests.fakes.kvm_side import FakeKvmSide
 from tests.fakes.vfio_device import FakeVfioDevice
 from vfio_intx.abi import eventfd, vfio
 from vfio_intx.errors import PeerRefused
-from vfio_intx.qemu.monitor import Event
+from vfio_intx.qemu.monitor import Event, Question
 from vfio_intx.wiring.direct import LineEventfds
 
 PATH = "/machine/peripheral/nic"
@@ -72,6 +72,17 @@ class PatchedQemu:
                     raise PeerRefused(command, "GenericError", "no such name")
                 os.close(self.names.pop(str(given["fdname"])))
         return {}
+
+    def execute_all(
+        self, questions: Sequence[Question], *, budget_s: float | None = None
+    ) -> list[object | PeerRefused]:
+        answers: list[object | PeerRefused] = []
+        for command, arguments in questions:
+            try:
+                answers.append(self.execute(command, arguments))
+            except PeerRefused as refusal:
+                answers.append(refusal)
+        return answers
 
     def take_events(self) -> tuple[Event, ...]:
         return ()

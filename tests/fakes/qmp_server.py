@@ -7,6 +7,7 @@ is stopped by closing it, which also ends a script that waits.
 from __future__ import annotations
 
 import json
+import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -62,6 +63,10 @@ class Line:
             if not data:
                 raise Hangup
             self._rest += data
+
+    def is_more(self, within_s: float) -> bool:
+        """Whether the client sends, or has sent, something beyond what was heard."""
+        return bool(self._rest.strip()) or bool(select.select([self.sock], [], [], within_s)[0])
 
     def wait_for_hangup(self) -> None:
         """Say nothing until the client goes away."""

@@ -12,6 +12,7 @@ from tests.fakes.kernel import Fail, FakeKernel, nic_host
 from tests.fakes.tree import FakeFunction
 from vfio_intx.cli.main import main
 from vfio_intx.deadline import Deadline
+from vfio_intx.diagnose.prediction import predict
 from vfio_intx.errors import (
     BusyError,
     KernelError,
@@ -21,9 +22,10 @@ from vfio_intx.errors import (
     VerifyError,
     WorldError,
 )
+from vfio_intx.host.snapshot import take_snapshot
 from vfio_intx.names import Bdf
 from vfio_intx.wiring.apply import StuckWrite
-from vfio_intx.wiring.drivers import bind, restore, unbind
+from vfio_intx.wiring.drivers import bind, plan_bind, restore, unbind, with_group
 from vfio_intx.wiring.journal import open_state
 from vfio_intx.wiring.steps import Write
 
@@ -323,8 +325,13 @@ def test_the_state_directory_must_be_ours_alone(kernel: FakeKernel, tmp_path: Pa
     real.mkdir(mode=0o700)
     link.symlink_to(real)
     for directory in (wide, link):
-        with pytest.raises(RefusedError, match="state directory"):
+        with pytest.raises(RefusedError, match="state directory") as caught:
             bind(kernel, directory, [BDF])
+        # It may be a slip for /tmp: nobody is told to close a folder that others need.
+        assert "chmod" not in str(caught.value.hint)
+    (tmp_path / "file").touch()
+    with pytest.raises(RefusedError, match="file cannot be used: it is not a directory"):
+        bind(kernel, tmp_path / "file", [BDF])
     if os.geteuid() == 0:
         os.chown(real, 12345, 12345)
         with pytest.raises(RefusedError, match="uid 12345"):
@@ -355,7 +362,58 @@ def test_ctrl_c_at_any_write_leaves_the_machine_as_it_was(kernel: FakeKernel, st
 
 
 def test_an_override_that_is_no_driver_s_name_is_refused_and_not_lost(tmp_path: Path, state: Path) -> None:
-    kernel = nic_host(tmp_path / "host", override="not a driver")
+    kernel = nic_host(tmp_path / "host", override="not/a driver")
     with pytest.raises(WorldError, match="driver_override cannot be read"):
         bind(kernel, state, [BDF])
-    assert kernel.state(NIC) == ("e1000", "not a driver")
+    assert kernel.state(NIC) == ("e1000", "not/a driver")
+
+
+def test_a_member_without_a_pin_goes_along_for_the_sake_of_its_group(kernel: FakeKernel, state: Path) -> None:
+    """--force, which would waive that too, would also waive what the host lives on."""
+    kernel.tree.add(FakeFunction("0000:00:10.1", driver="lpc_ich", class_code=0x060100, group=4, pin=0, irq=0))
+    kernel.matches["0000:00:10.1"] = ["lpc_ich"]
+    going = with_group(take_snapshot(kernel.root), BDF)
+    bind(kernel, state, going)
+    assert [kernel.state(str(bdf))[0] for bdf in going] == ["vfio-pci", "vfio-pci"]
+
+
+def test_a_bridge_whose_driver_blocks_the_group_is_named_with_what_frees_it(kernel: FakeKernel, state: Path) -> None:
+    bridge = "0000:00:1e.0"
+    kernel.tree.add(FakeFunction(bridge, driver="shpchp", group=4, header_type=1, class_code=0x060400))
+    snapshot = take_snapshot(kernel.root)
+    with pytest.raises(RefusedError, match=rf"{bridge} \(shpchp\) would stay") as caught:
+        bind(kernel, state, with_group(snapshot, BDF))
+    assert f"echo {bridge} > /sys/bus/pci/drivers/shpchp/unbind" in (caught.value.hint or "")
+    (finding,) = [f for f in predict(snapshot.function(BDF), snapshot).findings if f.code == "INTX025"]
+    assert finding.remedy == f"echo {bridge} > /sys/bus/pci/drivers/shpchp/unbind"
+
+
+def test_a_driver_with_blanks_in_its_name_gives_the_card_and_gets_it_back(tmp_path: Path, state: Path) -> None:
+    """drivers/media/pci/cx88/cx88-mpeg.c calls itself so: an old TV card is just what INTx is forwarded for."""
+    name = "cx88-mpeg driver manager"
+    kernel = nic_host(tmp_path / "host", driver=name, class_code=0x048000)
+    kernel.matches = {NIC: [name]}
+    script = plan_bind(take_snapshot(kernel.root), [BDF], {}).script()
+    assert f"+ echo \"{NIC}\" > '/sys/bus/pci/drivers/{name}/unbind'" in script
+    bind(kernel, state, [BDF])
+    restore(kernel, state, BDF)
+    assert kernel.state(NIC) == (name, "")
+
+
+def test_a_group_that_cannot_be_read_is_not_called_absent(tmp_path: Path, state: Path) -> None:
+    kernel = nic_host(tmp_path / "host", group=None)
+    (kernel.tree.directory(NIC) / "iommu_group").mkdir()
+    with pytest.raises(WorldError, match="iommu_group cannot be read: Invalid argument"):
+        bind(kernel, state, [BDF])
+
+
+def test_a_driver_that_cannot_be_unbound_by_hand_is_told_before_anything_is_written(
+    kernel: FakeKernel, state: Path
+) -> None:
+    """With suppress_bind_attrs a driver has no such file (driver_register in drivers/base/bus.c)."""
+    (kernel.tree.path / "sys/bus/pci/drivers/e1000/unbind").unlink()
+    with pytest.raises(RefusedError, match="e1000 has no file unbind") as caught:
+        bind(kernel, state, [BDF])
+    assert f"vfio-intx persist {NIC}" in (caught.value.hint or "")
+    assert kernel.log == []
+    assert records(state) == []

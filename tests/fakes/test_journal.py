@@ -243,6 +243,7 @@ def test_a_modprobe_that_no_kill_can_end_is_left_at_its_deadline(
     (tmp_path / "modprobe").write_text("#!/bin/sh\nexec sleep 1000\n")
     (tmp_path / "modprobe").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr("vfio_intx.wiring.apply._KILL_S", 0.05)
     spared: list[subprocess.Popen[str]] = []
     monkeypatch.setattr(
         subprocess.Popen, "kill", lambda process: spared.append(process)

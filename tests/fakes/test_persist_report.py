@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from tests.fakes.kernel import nic_host
 from tests.fakes.tree import FakeFunction, FakeTree
 from vfio_intx.cli import check, persist, report, scan
+from vfio_intx.cli.scan import unknown_facts
+from vfio_intx.diagnose.prediction import predict_all
 from vfio_intx.errors import RefusedError, UsageError, WorldError
 from vfio_intx.host import replay
 from vfio_intx.host.redact import Redactor
@@ -25,6 +27,7 @@ from vfio_intx.host.replay import read_snapshot
 from vfio_intx.host.snapshot import take_snapshot
 from vfio_intx.names import Bdf
 from vfio_intx.wiring.persist import RuleFile, install, installed, remove, rule_for
+from vfio_intx.wiring.refusals import refusals
 
 BDF = Bdf.parse("0000:00:10.0")
 RULE = "etc/udev/rules.d/70-vfio-intx-0000-00-10.0.rules"
@@ -383,3 +386,54 @@ def test_install_and_remove_answer_whether_anything_changed(tree: FakeTree) -> N
     assert [install(tree.root, rule), install(tree.root, rule)] == [True, False]
     assert installed(tree.root, BDF) == rule
     assert [remove(tree.root, BDF), remove(tree.root, BDF)] == [True, False]
+
+
+def test_what_only_a_running_host_forbids_is_what_the_rule_is_for(tmp_path: Path) -> None:
+    """bind and INTX015 send the user here: a driver that must not be unbound, and a display that is drawn on."""
+    tree = nic_host(tmp_path, driver="radeon", class_code=0x030000).tree
+    tree.link("sys/class/drm/card0", "sys/devices/pci0000:00/0000:00:10.0/drm/card0")
+    tree.process(812, "Xorg", ["/dev/dri/card0"])
+    snapshot = take_snapshot(tree.root)
+    assert len(refusals(snapshot.function(BDF), snapshot)) == 2
+    assert persisted(tree) == 0
+    assert (tree.path / RULE).exists()
+
+
+def test_names_of_mount_points_and_pools_are_replaced(tree: FakeTree, tmp_path: Path) -> None:
+    place = "sys/devices/pci0000:00/0000:00:10.0/ata1/block"
+    for name, number in (("sda", "8:0"), ("sdb", "8:16"), ("sdc", "8:32")):
+        tree.write(f"{place}/{name}/dev", number + "\n")
+        tree.link(f"sys/class/block/{name}", f"{place}/{name}")
+    rows = ("29 1 8:0 / / rw - ext4 /dev/sda rw", "30 1 8:16 / /srv/acme-payroll rw - ext4 /dev/sdb rw")
+    tree.write("proc/self/mountinfo", "\n".join(rows) + "\n")
+    tree.write("run/udev/data/b8:32", "E:ID_FS_LABEL=acme-tank\nE:ID_FS_TYPE=zfs_member\n")
+    (tree.path / "proc/spl/kstat/zfs/acme-tank").mkdir(parents=True)
+    files = archive(tree, tmp_path / "r.tar.gz")
+    assert "acme" not in "\n".join(files.values())
+    ((_, uses),) = json.loads(files["snapshot.json"])["uses"]
+    assert uses[0]["text"] == "holds / (sda)"
+    assert uses[1]["text"] == f"holds {uses[1]['name']} (sdb)"
+    assert uses[2]["source"] == f"/proc/spl/kstat/zfs/{uses[2]['name']}"
+    assert uses[2]["name"].startswith("pool-")
+
+
+def test_the_name_of_a_vm_whose_file_could_not_be_read_is_left_out(tree: FakeTree, tmp_path: Path) -> None:
+    for number in range(9):
+        (tree.path / f"etc/libvirt/qemu/acme{number}.xml").mkdir(parents=True)
+    files = archive(tree, tmp_path / "r.tar.gz")
+    assert json.loads(files["snapshot.json"])["unread"] == [["/etc/libvirt/qemu", "Is a directory"]]
+    assert "acme" not in "\n".join(files.values())
+    snapshot = take_snapshot(tree.root)
+    (prediction,) = predict_all(snapshot, [snapshot.function(BDF)])
+    assert unknown_facts(prediction)["claims"].endswith("acme3.xml: Is a directory, and 5 more")
+
+
+def test_who_built_the_kernel_is_left_out(tree: FakeTree, tmp_path: Path) -> None:
+    """Who builds kernels does so as himself, on a machine with a name."""
+    version = "Linux version 6.12.40 (alice@forge.acme.example) (gcc (Debian 14.2.0-19) 14.2.0) #1 SMP Debian 6.12.40-1"
+    tree.write("proc/version", version + "\n")
+    files = archive(tree, tmp_path / "r.tar.gz")
+    text = "\n".join(files.values())
+    assert "alice" not in text
+    assert "forge" not in text
+    assert json.loads(files["snapshot.json"])["kernel"]["version"]["value"].endswith("#1 SMP Debian 6.12.40-1")

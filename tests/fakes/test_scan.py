@@ -226,3 +226,19 @@ def test_no_key_that_was_promised_is_gone(tmp_path: Path, capsys: pytest.Capture
     answer = scanned(nic_host(tmp_path).tree, capsys)
     assert {"schema", "kernel", "iommu", "vfio_pci_loaded", "functions"} <= set(answer)
     assert set(answer["functions"][0]) >= PROMISED
+
+
+@pytest.mark.parametrize(
+    ("changes", "pin"),
+    [({"power": "D3cold"}, "?"), ({"dead": True}, "?"), ({"pin": 255}, "?"), ({"power": "D3cold", "pin": 0}, "?")],
+)
+def test_a_function_whose_pin_could_not_be_seen_is_not_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object], pin: str
+) -> None:
+    """That a card sleeps does not say that it has no pin."""
+    tree = nic_host(tmp_path, **changes).tree
+    bridge = {"class_code": 0x060400, "header_type": 1, "power": "D3cold", "group": 9}
+    tree.add(FakeFunction("0000:00:1c.0", **bridge))  # type: ignore[arg-type]
+    assert [function["bdf"] for function in scanned(tree, capsys)["functions"]] == [NIC]
+    scan.run(argparse.Namespace(bdf=[], json=False, snapshot=None), tree.root)
+    assert capsys.readouterr().out.splitlines()[1].split()[2] == pin

@@ -27,6 +27,12 @@ from vfio_intx.wiring.tap import Tap
 NIC = Bdf.parse(BDF)
 
 
+@pytest.fixture(autouse=True)
+def _short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Its events wake a tap at once; that it is to stop it sees when it looks.
+    monkeypatch.setattr("vfio_intx.wiring.tap._LOOK_S", 0.02)
+
+
 @pytest.fixture
 def device() -> Iterator[FakeVfioDevice]:
     with FakeVfioDevice() as fake:
@@ -212,7 +218,8 @@ class VirshLike:
     peer_pid = None
 
     def __init__(self, monitor: PatchedQemu) -> None:
-        self.execute, self.take_events, self.close = monitor.execute, monitor.take_events, monitor.close
+        self.execute, self.execute_all = monitor.execute, monitor.execute_all
+        self.take_events, self.close = monitor.take_events, monitor.close
 
 
 def test_a_monitor_that_passes_no_descriptors_is_refused(qemu: PatchedQemu) -> None:

@@ -168,7 +168,8 @@ class FakeTree:
             self.write(f"sys/kernel/irq/{irq}/actions", actions.replace(", ", ",") + "\n")
             self.write(f"proc/irq/{irq}/spurious", f"count {count}\nunhandled 0\nlast_unhandled 0 ms\n")
         rows.append("NMI:          0          0   Non-maskable interrupts")
-        self.write("proc/interrupts", "\n".join((header, *rows)) + "\n")
+        # As in the kernel's, a reader of it sees one state or the other.
+        self.write("proc/interrupts.new", "\n".join((header, *rows)) + "\n").replace(self.path / "proc/interrupts")
 
     def process(self, pid: int, comm: str, open_files: Iterable[str] = ()) -> None:
         """A process with these files open."""

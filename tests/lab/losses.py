@@ -31,14 +31,14 @@ def unless_lost(run: Callable[[], T]) -> T:
         return run()
 
 
-def result_of(scenario: str, kernel: str | None = None) -> dict[str, Any]:
-    """The result of a scenario, on *kernel* instead of its own if that is given; a lost lab is tried once more.
+def result_of(scenario: str, *words: str, kernel: str | None = None) -> dict[str, Any]:
+    """The result of a scenario with its *words*, on *kernel* if that is given; a lost lab is tried once more.
 
     :raise LabLost: if both labs were lost. :raise VfioIntxError: what the scenario ended with.
     """
 
     def played() -> dict[str, Any]:
-        done = play(scenario, kernel, (), Progress(print))
+        done = play(scenario, kernel, words, Progress(print))
         if done.error is not None:
             raise done.error
         return dict(done.result)

@@ -84,7 +84,7 @@ def assert_nothing_is_left(guest: Guest) -> None:
     assert read_host_line(root, NIC.bdf) is None
     held = find_process(root, guest.pid).descriptors.value
     assert held is not None
-    assert (held.vfio_devices, held.vfio_groups) == ((), ())
+    assert (held.vfio_devices, held.vfio_nodes) == ((), frozenset())
     assert not ConfigSpace((root.pci_device(NIC.bdf) / "config").read_bytes()[:256]).intx_asserted
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
 from vfio_intx.lab.run import INSIDE, PROJECT
+
+Runs = tuple[Future[subprocess.CompletedProcess[str]], Future[subprocess.CompletedProcess[str]]]
 
 
 def _pytest(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -20,16 +24,26 @@ def _pytest(*arguments: str, **variables: str) -> subprocess.CompletedProcess[st
     )
 
 
-def test_a_missing_lab_is_a_loud_skip() -> None:
-    done = _pytest("tests/lab/test_l1_host.py")
+@pytest.fixture(scope="module")
+def runs() -> Iterator[Runs]:
+    """Two runs without a lab, one that can do without and one that requires it. They go on at once."""
+    with ThreadPoolExecutor() as pool:
+        yield (
+            pool.submit(_pytest, "tests/lab/test_l1_host.py"),
+            pool.submit(_pytest, "tests/lab/test_l1_host.py", VFIO_INTX_REQUIRE="kvm, lab"),
+        )
+
+
+def test_a_missing_lab_is_a_loud_skip(runs: Runs) -> None:
+    done = runs[0].result()
     assert done.returncode == 0
     assert "7 skipped" in done.stdout
     assert "this machine lacks" in done.stdout
     assert "tools/setup installs" in done.stdout
 
 
-def test_a_missing_lab_that_is_required_is_a_failure() -> None:
-    done = _pytest("tests/lab/test_l1_host.py", VFIO_INTX_REQUIRE="kvm, lab")
+def test_a_missing_lab_that_is_required_is_a_failure(runs: Runs) -> None:
+    done = runs[1].result()
     assert done.returncode == 1
     assert "7 errors" in done.stdout
     assert "required by VFIO_INTX_REQUIRE, but missing: lab" in done.stdout

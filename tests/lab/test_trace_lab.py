@@ -14,7 +14,7 @@ COMMON = {"host-mask", "inject", "route", "deliver", "eoi", "resample"}
 
 @pytest.mark.parametrize("kernel", ["6.1", "6.12", "7.2"])
 def test_the_stages_name_the_mechanics_of_each_scheme(kernel: str) -> None:
-    result = result_of("trace", kernel)
+    result = result_of("trace", kernel=kernel)
     assert trace.failures(result) == []
     seen = {scheme: {stage["stage"] for stage in row["stages"]} for scheme, row in result["schemes"].items()}
     assert seen["irqfd"] == COMMON | {"trigger"}

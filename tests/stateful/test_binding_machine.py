@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tests.fakes.crash import dies_at
+from tests.fakes.crash import dies_at, no_power_cut
 from tests.fakes.kernel import Fail, nic_host
 from vfio_intx.errors import WorldError
 from vfio_intx.names import Bdf
@@ -48,8 +49,14 @@ class DriverMachine(RuleBasedStateMachine):
         self.kernel = nic_host(self.folder / "host")
         self.state = self.folder / "state"
         self.held = False
+        self.patches = ExitStack()
+        self.patches.enter_context(no_power_cut())
 
     def teardown(self) -> None:
+        with self.patches:
+            self._come_home()
+
+    def _come_home(self) -> None:
         self.kernel.fails.clear()
         self._let_go()
         if self.state.exists():

@@ -266,7 +266,8 @@ def test_an_unplug_that_is_under_way_already_is_waited_for(bench: Bench) -> None
 
 def test_status_of_one_vm(bench: Bench) -> None:
     bench.json(*ATTACH)
-    (vm_found,) = bench.json("status", "--interval", "0.05")["vms"]
+    with bench.busy():
+        (vm_found,) = bench.json("status", "--interval", "0.05")["vms"]
     (line,) = vm_found["lines"]
     assert (line["device"], line["scheme"], line["proven"]) == (BDF, "irqfd", True)
     assert line["window"]["host"] > 0

@@ -117,23 +117,29 @@ def test_a_name_too_long_for_an_address(tmp_path: Path, capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize("verb", VERBS, ids=["attach", "detach", "status"])
 @pytest.mark.parametrize(
-    ("script", "words", "hint"),
+    ("script", "timeout", "words", "hint"),
     [
-        (fake.silent, "did not answer within 0.3 s (deadline: QMP greeting)", "another client probably holds"),
-        (fake.half_a_greeting, "deadline: QMP greeting", "or QEMU is stopped"),
-        (fake.never_negotiates, "deadline: QMP negotiation", ""),
-        (fake.saying(b"220 mail.example ESMTP\r\n"), "does not talk QMP", "made with -qmp"),
-        (fake.saying(b"\x1b[2J\xff\n"), "does not talk QMP", "made with -qmp"),
-        (lambda line: None, "hung up before its greeting", ""),
-        (fake.refuses_negotiation, "QEMU refused qmp_capabilities", ""),
+        (fake.silent, "0.1", "did not answer within 0.1 s (deadline: QMP greeting)", "another client probably holds"),
+        (fake.half_a_greeting, "0.1", "deadline: QMP greeting", "or QEMU is stopped"),
+        (fake.never_negotiates, "0.3", "deadline: QMP negotiation", ""),
+        (fake.saying(b"220 mail.example ESMTP\r\n"), "10", "does not talk QMP", "made with -qmp"),
+        (fake.saying(b"\x1b[2J\xff\n"), "10", "does not talk QMP", "made with -qmp"),
+        (lambda line: None, "10", "hung up before its greeting", ""),
+        (fake.refuses_negotiation, "10", "QEMU refused qmp_capabilities", ""),
     ],
     ids=["silent", "half", "no negotiation", "mail", "bytes", "hangs up", "refuses"],
 )
 def test_a_peer_that_is_no_good(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: list[str], script: fake.Script, words: str, hint: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    verb: list[str],
+    script: fake.Script,
+    timeout: str,
+    words: str,
+    hint: str,
 ) -> None:
     with fake.serving(tmp_path / "vm.sock", script) as path:
-        text = said(capsys, [*verb, "--qmp", str(path), "--timeout", "0.3"], 1)
+        text = said(capsys, [*verb, "--qmp", str(path), "--timeout", timeout], 1)
     assert words in text
     assert hint in text
     assert all(character.isprintable() for character in text.replace("\n", ""))
@@ -141,15 +147,15 @@ def test_a_peer_that_is_no_good(
 
 @pytest.mark.parametrize("verb", VERBS[1:], ids=["detach", "status"])
 @pytest.mark.parametrize(
-    ("script", "words"),
-    [(fake.never_replies, "did not answer within 0.3 s"), (fake.dies_on_command, "closed the connection")],
+    ("script", "timeout", "words"),
+    [(fake.never_replies, "0.3", "did not answer within 0.3 s"), (fake.dies_on_command, "10", "closed the connection")],
     ids=["no reply", "dies"],
 )
 def test_a_peer_that_fails_at_the_first_command(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: list[str], script: fake.Script, words: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: list[str], script: fake.Script, timeout: str, words: str
 ) -> None:
     with fake.serving(tmp_path / "vm.sock", script) as path:
-        assert words in said(capsys, [*verb, "--qmp", str(path), "--timeout", "0.3"], 1)
+        assert words in said(capsys, [*verb, "--qmp", str(path), "--timeout", timeout], 1)
 
 
 def test_a_late_greeting_is_no_trouble(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,12 +99,12 @@ def test_what_came_of_it(guest: bool, before: Moment, after: Moment, words: str)
 class Host(FakeTree):
     """A host whose only QEMU is this very process, with descriptors that are said to be vfio devices."""
 
-    def qemu(self, *fds: int, group: int = 4, started: int = 500, info: str = "") -> None:
+    def qemu(self, *fds: int, node: str = "4", started: int = 500, info: str = "") -> None:
         pid = os.getpid()
         self.write(f"proc/{pid}/cmdline", "qemu-system-x86_64\0-name\0web\0")
         self.write(f"proc/{pid}/stat", f"{pid} (q) S " + " ".join(["1"] * 18) + f" {started} 0 0\n")
         self.link(f"proc/{pid}/exe", "usr/bin/qemu-system-x86_64")
-        for number, target in (*((fd, "anon_inode:[vfio-device]") for fd in fds), (9999, f"/dev/vfio/{group}")):
+        for number, target in (*((fd, "anon_inode:[vfio-device]") for fd in fds), (9999, f"/dev/vfio/{node}")):
             (self.path / f"proc/{pid}/fd").mkdir(exist_ok=True)
             (self.path / f"proc/{pid}/fd/{number}").symlink_to(target)
         for fd in fds:
@@ -124,8 +124,22 @@ def test_the_owner_is_who_holds_the_group(host: Host, trigger: int) -> None:
     assert (process.label, function.bdf) == ("web", BDF)
 
 
+def test_the_owner_may_hold_the_device_itself_and_no_group(host: Host, trigger: int) -> None:
+    """As with iommufd: /dev/vfio/devices/vfioN, whose name sysfs tells."""
+    (host.path / f"sys/bus/pci/devices/{BDF}/vfio-dev/vfio7").mkdir(parents=True)
+    host.qemu(trigger, node="devices/vfio7")
+    assert find_owner(host.root, BDF)[0].label == "web"
+
+
+def test_another_device_that_is_held_is_not_this_one(host: Host, trigger: int) -> None:
+    (host.path / f"sys/bus/pci/devices/{BDF}/vfio-dev/vfio7").mkdir(parents=True)
+    host.qemu(trigger, node="devices/vfio77")
+    with pytest.raises(MissingError, match="no running QEMU has"):
+        find_owner(host.root, BDF)
+
+
 def test_nobody_holds_it(host: Host, trigger: int) -> None:
-    host.qemu(trigger, group=5)
+    host.qemu(trigger, node="5")
     with pytest.raises(MissingError, match="no running QEMU has"):
         find_owner(host.root, BDF)
     with pytest.raises(MissingError, match="there is no PCI function"):

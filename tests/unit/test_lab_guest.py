@@ -293,7 +293,7 @@ def tty_tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def find_port(sysfs: str, dev: str, seconds: int) -> subprocess.Popen[str]:
+def find_port(sysfs: str, dev: str, seconds: float) -> subprocess.Popen[str]:
     script = find_port_script(sysfs, dev, seconds)
     # As in the guest, what goes to stderr is part of the answer.
     return subprocess.Popen(
@@ -336,7 +336,7 @@ def test_only_a_ports_name_is_taken_for_one(text: str) -> None:
 
 
 def test_a_port_that_does_not_come_is_an_error_and_no_file(tty_tree: Path) -> None:
-    with find_port(f"{tty_tree}/sys", f"{tty_tree}/dev", 1) as search:
+    with find_port(f"{tty_tree}/sys", f"{tty_tree}/dev", 0.2) as search:
         pass
     assert search.returncode == 1
     assert list((tty_tree / "dev").iterdir()) == []
@@ -345,6 +345,6 @@ def test_a_port_that_does_not_come_is_an_error_and_no_file(tty_tree: Path) -> No
 def test_a_port_that_refuses_to_open_is_no_port_yet(tty_tree: Path) -> None:
     """What a node of a device that is not ready answers: an error to open."""
     (tty_tree / "dev/ttyS2").write_text("")
-    with find_port(f"{tty_tree}/sys", f"{tty_tree}/dev", 1) as search:
+    with find_port(f"{tty_tree}/sys", f"{tty_tree}/dev", 0.2) as search:
         pass
     assert search.returncode == 1

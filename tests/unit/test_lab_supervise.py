@@ -56,7 +56,8 @@ def test_a_lab_that_somebody_else_kills_has_not_passed_its_deadline(tmp_path: Pa
     assert ended.status == 128 + signal.SIGKILL
 
 
-def test_a_look_at_a_lab_never_fails_itself(tmp_path: Path) -> None:
+def test_a_look_at_a_lab_never_fails_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autopsy, "_APART_S", 0.01)
     assert "could not be looked at" in autopsy.perform(tmp_path / "gone")
     half = json.dumps({"return": "RIP=0 \ud800"})  # half a pair, which JSON can say and UTF-8 cannot
     with fake.serving(tmp_path / "l1-monitor.sock", fake.answering(lambda request: half.encode() + b"\n")):

@@ -56,12 +56,15 @@ def test_only_the_guests_own_lines_are_answered(tmp_path: Path) -> None:
         assert talk(line, b"A LINE OF TEXT, NUMBER 0\n\0\xffa line of text, number 1\n", answer) == answer
 
 
-def test_a_qemu_that_reads_nothing_for_a_while_gets_every_answer(tmp_path: Path) -> None:
+def test_a_qemu_that_reads_nothing_for_a_while_gets_every_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vfio_intx.lab.traffic._LOOK_S", 0.05)
     said = lines(100_000)
     with qemu(tmp_path) as line:
         # Say as much as fits while nothing is read: until the far end has waited for us for longer than it looks away.
         sent = 0
-        while select.select([], [line], [], 1.0)[1]:
+        while select.select([], [line], [], 0.3)[1]:
             sent += line.send(said[sent : sent + (1 << 16)])
         assert sent < len(said), "the far end has stopped reading, because we do"
         assert talk(line, said[sent:], said[-40:].upper()) == said.upper()

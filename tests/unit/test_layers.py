@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +44,11 @@ def _folder(path: Path) -> str:
     return inside.parts[0] if len(inside.parts) > 1 else inside.stem
 
 
+@functools.cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def _imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -54,7 +60,7 @@ def _imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def _folders_imported(path: Path) -> Iterator[tuple[int, str]]:
-    for line, name in _imports(ast.parse(path.read_text())):
+    for line, name in _imports(_parsed(path)):
         parts = name.split(".")
         if parts[0] != "vfio_intx" or len(parts) == 1:
             continue
@@ -76,7 +82,7 @@ def test_a_module_imports_only_from_the_left(path: Path) -> None:
 def test_only_abi_speaks_to_the_kernel_in_numbers(path: Path) -> None:
     if _folder(path) == "abi":
         return
-    numbers = {name for _, name in _imports(ast.parse(path.read_text())) if name.split(".")[0] in ("ctypes", "fcntl")}
+    numbers = {name for _, name in _imports(_parsed(path)) if name.split(".")[0] in ("ctypes", "fcntl")}
     assert not numbers, f"{numbers} belongs in vfio_intx/abi"
 
 
@@ -84,7 +90,7 @@ def test_only_abi_speaks_to_the_kernel_in_numbers(path: Path) -> None:
 def test_only_cli_prints_or_exits(path: Path) -> None:
     if _folder(path) in ("cli", "__main__"):
         return
-    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    calls = [node for node in ast.walk(_parsed(path)) if isinstance(node, ast.Call)]
     named = {node.func.id for node in calls if isinstance(node.func, ast.Name)}
     assert not named & {"print", "exit", "quit", "breakpoint"}
     exits = [
@@ -100,7 +106,7 @@ def test_only_cli_prints_or_exits(path: Path) -> None:
 def test_files_and_functions_stay_small_and_speak_for_themselves(path: Path) -> None:
     text = path.read_text()
     assert text.count("\n") <= LONGEST_FILE
-    tree = ast.parse(text)
+    tree = _parsed(path)
     assert ast.get_docstring(tree), "a module says what it is for"
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -114,13 +120,13 @@ def test_files_and_functions_stay_small_and_speak_for_themselves(path: Path) -> 
     ids=_name,
 )
 def test_only_the_host_root_knows_where_sysfs_and_procfs_are(path: Path) -> None:
-    constants = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+    calls = (node for node in ast.walk(_parsed(path)) if isinstance(node, ast.Call))
     opened = [
         ast.unparse(call)
-        for call in constants
-        if ast.unparse(call.func) in ("open", "Path", "os.open", "os.listdir", "os.readlink")
-        and call.args
+        for call in calls
+        if call.args
         and isinstance(call.args[0], ast.Constant)
+        and ast.unparse(call.func) in ("open", "Path", "os.open", "os.listdir", "os.readlink")
         and str(call.args[0].value).startswith(("/sys", "/proc"))
         and not str(call.args[0].value).startswith("/proc/self/")
     ]

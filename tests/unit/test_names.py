@@ -60,7 +60,13 @@ def test_a_driver_name_is_one_harmless_path_component(text: str) -> None:
     except UsageError:
         return
     assert name == text
-    assert not set(name) & set("/.\0 \n")
+    assert not set(name) & set('/\0\n"$`\\')
+    assert name.strip(" .") == name
+
+
+@pytest.mark.parametrize("name", ["e1000e", "3w-9xxx", "cx88-mpeg driver manager", "hexium HV-PCI6 Orion", "HP CISS"])
+def test_the_names_that_drivers_bear(name: str) -> None:
+    assert parse_driver(name) == name
 
 
 @given(st.text())

@@ -112,7 +112,7 @@ def test_processes_are_found_with_what_they_hold(machine: Machine) -> None:
     held = found.descriptors.value
     assert held is not None
     assert held.kvm_vm
-    assert (held.vfio_groups, held.vfio_devices, held.eventfds) == ((4,), (13,), frozenset({7}))
+    assert (held.vfio_nodes, held.vfio_devices, held.eventfds) == (frozenset({"dev/vfio/4"}), (13,), frozenset({7}))
 
 
 def test_a_pid_that_is_used_again_is_another_process(machine: Machine) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -121,3 +123,43 @@ def test_ids_are_qemu_ids() -> None:
     for bad in ("", "7nic", "a b", "a,b", "nic\n", "ä", "a" * 64):
         with pytest.raises(UsageError):
             parse_device_id(bad)
+
+
+#: Two threads parse replies of one type, the second while msgspec is in the middle of finding out about that type.
+TWO_AT_ONCE = """
+import threading
+import msgspec
+from vfio_intx.qemu import replies
+
+middle, ended = threading.Event(), threading.Event()
+
+def found_out_slowly():
+    middle.set()
+    ended.wait(1.0)
+    return int
+
+class Inner(msgspec.Struct):
+    number: "found_out_slowly()"
+
+class Outer(msgspec.Struct):
+    inner: Inner
+    name: str
+
+found = []
+
+def parse():
+    found.append(replies.parse({"inner": {"number": 7}, "name": "x"}, Outer, "query", "a peer"))
+
+first = threading.Thread(target=parse)
+first.start()
+middle.wait(10)
+parse()
+ended.set()
+first.join()
+assert found == [Outer(Inner(7), "x")] * 2, found
+"""
+
+
+def test_replies_are_parsed_in_several_threads_from_the_first_one_on() -> None:
+    done = subprocess.run([sys.executable, "-c", TWO_AT_ONCE], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -67,6 +67,40 @@ def test_two_vfio_cards_on_one_line_are_not_each_others_host_driver(tmp_path: Pa
     assert "0000:09:00.0" in finding.summary
 
 
+def test_the_way_out_never_unbinds_what_a_running_vm_has(tmp_path: Path) -> None:
+    """That write would block in the kernel until the VM ends; our own unbind refuses, and names the process."""
+    case = next(case for case in CASES if case.number == "5")
+    remedies = [finding.remedy for finding in look(case, tmp_path).findings if finding.code in ("INTX001", "INTX019")]
+    assert remedies == ["vfio-intx unbind 0000:09:00.0"] * 2
+
+
+def test_a_rival_that_we_have_bound_is_restored(tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.number == "24")
+    (tmp_path / "var/lib/vfio-intx").mkdir(parents=True)
+    (tmp_path / "var/lib/vfio-intx/0000:09:00.0.record").write_text("")
+    (finding,) = look(case, tmp_path).findings
+    assert finding.remedy == "vfio-intx restore 0000:09:00.0"
+
+
+COMMANDS = ("echo", "modprobe", "vfio-intx", "sudo", "dmesg")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.number)
+def test_a_remedy_that_begins_as_a_command_can_be_typed_as_it_stands(case: Case, tmp_path: Path) -> None:
+    for finding in look(case, tmp_path).findings:
+        if finding.remedy and finding.remedy.startswith(COMMANDS):
+            parsed = subprocess.run(["/bin/sh", "-n", "-c", finding.remedy], capture_output=True, text=True)
+            assert parsed.stderr == ""
+
+
+def test_a_card_in_d3cold_is_told_how_to_be_woken(tmp_path: Path) -> None:
+    """Root reads no more of it than others: sudo is no remedy."""
+    case = next(case for case in CASES if case.number == "18")
+    (finding,) = look(case, tmp_path).findings
+    control = "/sys/bus/pci/devices/0000:08:00.0/power/control"
+    assert finding.remedy == f"echo on > {control} && vfio-intx check 0000:08:00.0"
+
+
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 def test_a_rule_explains_itself_and_names_its_source(rule: object, capsys: pytest.CaptureFixture[str]) -> None:
     code = getattr(rule, "code")  # noqa: B009
@@ -131,16 +165,25 @@ def test_check_reads_a_log_of_qemu(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_a_line_that_msi_hides_is_known_from_a_neighbour_on_the_same_wire(tmp_path: Path) -> None:
     tree = nic_host(tmp_path, irq=40, msi=True, msi_enabled=True, msi_vectors=(40,)).tree
-    bridge = FakeFunction("0000:00:0f.0", class_code=0x060400, header_type=1, pin=0, irq=0, group=30)
-    behind = FakeFunction("0000:03:04.0", parent="0000:00:0f.0", pin=1, group=31, irq=0, enable=0)
-    sibling = FakeFunction("0000:00:10.1", pin=1, driver="snd", group=4, irq=20)
-    for function in (bridge, behind, sibling, FakeFunction("0000:00:0f.1", pin=1, driver="x", group=30, irq=23)):
-        tree.add(function)
+    tree.add(FakeFunction("0000:00:10.1", pin=1, driver="snd", group=4, irq=20))
+    tree.add(FakeFunction("0000:00:10.2", pin=2, driver="x", group=4, irq=23))
     tree.interrupts({20: (1, "IO-APIC  20-fasteoi", "snd"), 23: (1, "IO-APIC  23-fasteoi", "x")})
     snapshot = take_snapshot(tree.root)
     assert predict(snapshot.function(NIC), snapshot).subject.irq == 20
-    # Slot 4 behind the bridge turns pin A into pin A of the bridge's own slot (4 % 4 == 0).
-    assert predict(snapshot.function(Bdf.parse("03:04.0")), snapshot).subject.irq == 23
+
+
+def test_cards_behind_two_root_ports_are_not_taken_to_share_a_line(tmp_path: Path) -> None:
+    """By the swizzle alone both would arrive at pin A of slot 1c; an Intel hub turns the second port's A into B."""
+    tree = nic_host(tmp_path).tree
+    for number, irq in ((0, 16), (1, 40)):
+        port = f"0000:00:1c.{number}"
+        tree.add(FakeFunction(port, class_code=0x060400, header_type=1, pin=number + 1, irq=0, driver="pcieport"))
+        msi = {"msi": True, "msi_enabled": True, "msi_vectors": (40,)} if number else {}
+        behind = {"parent": port, "driver": "x", "group": 9 + number, "irq": irq, **msi}
+        tree.add(FakeFunction(f"0000:0{2 + number}:00.0", **behind))  # type: ignore[arg-type]
+    snapshot = take_snapshot(tree.root)
+    subject = predict(snapshot.function(Bdf.parse("03:00.0")), snapshot).subject
+    assert (subject.irq, subject.neighbours) == (None, ())
 
 
 def test_a_function_that_nobody_enabled_has_no_line_yet(tmp_path: Path) -> None:
@@ -371,3 +414,141 @@ def test_a_card_s_own_handlers_are_not_counted_as_others(
     tree.interrupts({21: (7, "IO-APIC  21-fasteoi", handlers)})
     snapshot = take_snapshot(tree.root)
     assert predict(snapshot.function(NIC), snapshot).subject.handlers == others
+
+
+@pytest.mark.parametrize(
+    ("driver", "handlers", "other"),
+    [
+        ("snd_ens1371", "snd_ens1371, snd_ens1371", "snd_ens1371"),
+        ("snd_hda_intel", "snd_hda_intel:card0, snd_hda_intel:card1", "snd_hda_intel:card1"),
+        # One action serves all ports of a line (serial_link_irq_chain in drivers/tty/serial/8250/8250_core.c).
+        ("serial", "ttyS4", "ttyS4"),
+    ],
+)
+def test_the_handler_of_a_twin_on_the_same_line_is_not_taken_for_the_card_s_own(
+    tmp_path: Path, driver: str, handlers: str, other: str
+) -> None:
+    tree = nic_host(tmp_path, driver=driver).tree
+    tree.add(FakeFunction("0000:00:11.0", driver=driver, group=5, irq=21))
+    tree.interrupts({21: (7, "IO-APIC  21-fasteoi", handlers)})
+    tree.module("vfio_pci", nointxmask="Y")
+    snapshot = take_snapshot(tree.root)
+    prediction = predict(snapshot.function(NIC), snapshot)
+    assert prediction.subject.handlers == (other,)
+    (finding,) = [f for f in prediction.findings if f.code == "INTX001"]
+    assert finding.remedy == f"echo 0000:00:11.0 > /sys/bus/pci/drivers/{driver}/unbind"
+
+
+def test_nointxmask_comes_before_the_list_of_hidden_cards(tmp_path: Path) -> None:
+    """vfio_pci_core_enable() asks vfio_pci_nointx() only without it: the pin is then shown, and the line exclusive."""
+    tree = nic_host(tmp_path, device=0x1572).tree
+    tree.module("vfio_pci", nointxmask="Y")
+    snapshot = take_snapshot(tree.root)
+    assert predict(snapshot.function(NIC), snapshot).subject.verdict.masking is Masking.EXCLUSIVE
+
+
+def test_a_group_that_cannot_be_read_is_unknown_and_not_absent(tmp_path: Path) -> None:
+    tree = nic_host(tmp_path, group=None).tree
+    (tree.directory(str(NIC)) / "iommu_group").mkdir()  # no link: EINVAL
+    snapshot = take_snapshot(tree.root)
+    (finding,) = predict(snapshot.function(NIC), snapshot).findings
+    assert (finding.code, finding.severity) == ("INTX024", Severity.UNKNOWN)
+    assert "could not be read" in finding.summary
+    assert finding.remedy is None
+
+
+def test_a_member_whose_driver_cannot_be_read_leaves_the_group_unknown(tmp_path: Path) -> None:
+    tree = nic_host(tmp_path).tree
+    tree.add(FakeFunction("0000:00:10.1", driver="snd", group=4, irq=22))
+    (tree.directory("0000:00:10.1") / "uevent").unlink()
+    snapshot = take_snapshot(tree.root)
+    (finding,) = predict(snapshot.function(NIC), snapshot).findings
+    assert (finding.code, finding.severity) == ("INTX025", Severity.UNKNOWN)
+    assert "0000:00:10.1/uevent: No such file" in finding.evidence[0]
+
+
+def test_no_name_splits_the_first_line_of_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A monitoring system takes what follows the first bar for performance data."""
+    tree = nic_host(tmp_path, driver="vfio-pci").tree
+    tree.interrupts({21: (7, "IO-APIC  21-fasteoi", "a|b")})
+    checked(tree, "00:10.0")
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.count("|") == 1
+    assert "a/b" in first
+
+
+def test_an_owners_file_that_cannot_be_read_is_told_and_not_taken_for_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To a mere user libvirt's and Proxmox's files are closed; here root meets what not even root can read."""
+    tree = nic_host(tmp_path, net=("eth0",)).tree
+    for name in ("etc/libvirt/qemu/win10.xml", "etc/modprobe.d/a.conf"):
+        (tree.path / name).mkdir(parents=True)
+    (tree.path / "etc/pve").mkdir()
+    (tree.path / "etc/pve/qemu-server").symlink_to("qemu-server")
+    checked(tree, "00:10.0", "--json")
+    unknown = json.loads(capsys.readouterr().out)["unknown"]["claims"]
+    assert "/etc/libvirt/qemu/win10.xml: Is a directory" in unknown
+    assert "/etc/modprobe.d/a.conf: Is a directory" in unknown
+    assert "/etc/pve/qemu-server: Too many levels of symbolic links" in unknown
+    assert "driverctl" not in unknown
+    checked(tree, "00:10.0")
+    assert f"  not seen: who else claims it: {unknown}\n" in capsys.readouterr().out
+    there = take_snapshot(tree.root)
+    assert from_bytes(to_bytes(there), "x").unread == there.unread
+
+
+MISMATCH = f"genirq: Flags mismatch irq 21. 00000000 (vfio-intx({NIC})) vs. 00000080 (ehci_hcd:usb1)"
+
+
+def masked(tree: FakeTree, changes: bool | None = None) -> Masking:
+    snapshot = take_snapshot(tree.root)
+    return predict(snapshot.function(NIC), snapshot, VmFacts(disintx_changes=changes)).subject.verdict.masking
+
+
+def test_what_the_log_tells_of_a_time_with_nointxmask_is_not_held_against_a_card(tmp_path: Path) -> None:
+    """The remedy for that (nointxmask=0) would otherwise never be seen to have helped."""
+    tree = nic_host(tmp_path, driver="vfio-pci").tree
+    tree.write("dev/kmsg", f"4,1,1000000,-;{MISMATCH}\n")
+    assert masked(tree) is Masking.EXCLUSIVE
+    # The kernel's own test is the same as ours.
+    assert masked(tree, changes=True) is Masking.DISINTX
+    # It has been granted a line that others are on.
+    tree.interrupts({21: (7, "IO-APIC  21-fasteoi", f"vfio-intx({NIC}), ehci_hcd:usb1")})
+    assert masked(tree) is Masking.DISINTX
+
+
+def test_a_line_that_vfio_has_alone_proves_nothing(tmp_path: Path) -> None:
+    tree = nic_host(tmp_path, driver="vfio-pci").tree
+    tree.write("dev/kmsg", f"4,1,1000000,-;{MISMATCH}\n")
+    tree.interrupts({21: (7, "IO-APIC  21-fasteoi", f"vfio-intx({NIC})")})
+    assert masked(tree) is Masking.EXCLUSIVE
+
+
+@pytest.mark.parametrize(
+    ("text", "bdf", "seen"),
+    [
+        ("vfio-pci {}: AMD-Vi: Event logged [IO_PAGE_FAULT domain=0x000e address=0x0 flags=0x0000]", str(NIC), True),
+        ("AMD-Vi: Event logged [IO_PAGE_FAULT device={} domain=0x000e address=0x0 flags=0x0000]", str(NIC), True),
+        ("AMD-Vi: Event logged [IO_PAGE_FAULT device=00:10.0 domain=0x000e address=0x0 flags=0x0000]", str(NIC), True),
+        ("DMAR: [DMA Write NO_PASID] Request device [00:10.0] fault addr 0x0 [fault reason 0x05]", str(NIC), True),
+        # The words of a segment's unit name no segment; what they mean there cannot be told.
+        ("DMAR: [DMA Write NO_PASID] Request device [00:10.0] fault addr 0x0", "0001:00:10.0", False),
+        ("vfio-pci 0001:00:10.0: AMD-Vi: Event logged [IO_PAGE_FAULT domain=0x000e]", str(NIC), False),
+    ],
+)
+def test_the_words_of_an_iommu_that_refuses_dma(tmp_path: Path, text: str, bdf: str, seen: bool) -> None:
+    tree = nic_host(tmp_path, bdf=bdf).tree
+    tree.write("dev/kmsg", f"4,1,1000000,-;{text.format(bdf)}\n")
+    snapshot = take_snapshot(tree.root)
+    found = codes(predict(snapshot.function(Bdf.parse(bdf)), snapshot).findings)
+    assert ("INTX020" in found) is seen
+
+
+def test_what_is_no_command_does_not_look_like_one(tmp_path: Path) -> None:
+    """ "modprobe kvm_amd, or kvm_intel" typed as it stands loads nothing."""
+    tree = nic_host(tmp_path).tree
+    (tree.path / "dev/kvm").unlink()
+    snapshot = take_snapshot(tree.root)
+    (finding,) = [f for f in predict(snapshot.function(NIC), snapshot).findings if f.code == "INTX028"]
+    assert not (finding.remedy or "").startswith(COMMANDS)

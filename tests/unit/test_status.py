@@ -145,6 +145,64 @@ def test_what_several_lines_of_a_vm_share_is_asked_once(host: Host, tmp_path: Pa
     assert asked.count("info irq") == 2  # one for each of the two moments
 
 
+def test_what_comes_while_vms_are_asked_is_in_no_window_of_the_host_and_in_those_of_qemu(
+    host: Host, tmp_path: Path
+) -> None:
+    second = "0000:00:11.0"
+    host.add(FakeFunction(second, irq=22, driver="vfio-pci", group=5))
+    vms = {BDF: attached(), second: attached()}
+    vms[second].devices[ID]["host"] = second
+    turn, count = threading.Lock(), {BDF: 0, second: 0}
+
+    def interrupts(bdf: str, more: int) -> None:
+        with turn:
+            count[bdf] += more
+            vms[bdf].counts[vms[bdf].gsi] = count[bdf]
+            numbers = {irq: (count[one], "IR-IO-APIC 21-fasteoi", f"vfio-intx({one})")
+                       for irq, one in ((21, BDF), (22, second))}  # fmt: skip
+            host.interrupts(numbers)
+
+    @contextmanager
+    def witness(bdf: Bdf, pid: int | None) -> Iterator[Sequence[Evidence]]:
+        interrupts(str(bdf), 100)
+        yield ()
+
+    for bdf, vm in vms.items():
+        vm.on_command = functools.partial(lambda bdf, command: interrupts(bdf, 1), bdf)
+    with fake.serving(tmp_path / "a", vms[BDF].script) as a, fake.serving(tmp_path / "b", vms[second].script) as b:
+        host.qemu(10, a, name="web", files=HOLDING)
+        host.qemu(11, b, name="mail", files=HOLDING)
+        found = gather(host.root, interval_s=0.01, budget_s=5.0, witness=witness)
+    windows = {str(line.bdf): line.window for vm in found for line in vm.lines}
+    assert windows.keys() == vms.keys()
+    for window in windows.values():
+        assert window is not None
+        assert window.host == 100
+        assert window.qemu is not None
+        assert window.qemu > 100
+
+
+def test_qemu_has_gone_round_its_main_loop_before_it_is_asked_for_its_last_counts(host: Host, tmp_path: Path) -> None:
+    vm = attached()
+    early: list[bool] = []
+
+    def script(line: fake.Line) -> None:
+        def settle(command: str) -> None:
+            if command == "query-status":
+                early.append(line.is_more(within_s=0.1))
+                vm.counts[vm.gsi] = 7  # what was ready when it was asked is handled by now
+
+        vm.on_command = settle
+        vm.script(line)
+
+    with fake.serving(tmp_path / "a", script) as path:
+        host.qemu(10, path, name="web", files=HOLDING)
+        (found,) = gather(host.root, interval_s=0.01, budget_s=5.0)
+    assert early == [False]
+    assert found.lines[0].window is not None
+    assert found.lines[0].window.qemu == 7
+
+
 @pytest.mark.parametrize(
     ("script", "words"),
     [
@@ -182,8 +240,10 @@ def test_a_vm_that_dies_between_the_samples(host: Host, tmp_path: Path, capsys: 
     assert found["lines"][0]["host_irq"] == 21
 
 
-def test_a_vm_without_a_monitor(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
-    host.qemu(10, None, name="web", files=HOLDING)
+@pytest.mark.parametrize("node", ["/dev/vfio/4", "/dev/vfio/devices/vfio7"])
+def test_a_vm_without_a_monitor(host: Host, capsys: pytest.CaptureFixture[str], node: str) -> None:
+    (host.path / f"sys/bus/pci/devices/{BDF}/vfio-dev/vfio7").mkdir(parents=True)
+    host.qemu(10, None, name="web", files=(node, "anon_inode:kvm-vm"))
     found = status(capsys)["web"]
     assert "has no QMP socket" in found["trouble"][0]
     assert "--libvirt" in found["trouble"][0]

@@ -7,7 +7,10 @@ import re
 import shutil
 import struct
 import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -21,6 +24,7 @@ TREE = Path(__file__).parents[2]
 ARTEFACTS = TREE / "artefacts"
 TRAP = TREE / "tests/golden/tracefs/6.1/trap"
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+WIDTHS = (1280, 500)
 OFFLINE = ["unshare", "-n"] if os.geteuid() == 0 else ["unshare", "-rn"]
 PROBE = (
     "<script>addEventListener('error', (event) => { document.body.dataset.error = event.message; });</script>",
@@ -57,19 +61,41 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def browse(page: Path, *words: str, width: int, dark: bool) -> str:
-    """Open the page; what the browser printed."""
+class View(NamedTuple):
+    """What a browser printed of the page, its DOM, and drew, a PNG."""
+
+    dom: str
+    picture: bytes
+
+
+def browse(page: Path, width: int, dark: bool) -> View:
+    """Open the page in a browser of its own; its picture is kept."""
     assert BROWSER is not None
+    name = f"{'dark' if dark else 'light'}-{width}"
+    shot = ARTEFACTS / f"trace-page-{name}.png"
+    shot.unlink(missing_ok=True)
     argv = [*OFFLINE, BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"]
-    argv += [f"--user-data-dir={page.parent / 'profile'}", f"--window-size={width},2000", "--virtual-time-budget=3000"]
-    argv += [f"--blink-settings=preferredColorScheme={0 if dark else 1}", *words, page.as_uri()]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=80, check=False)
+    argv += [f"--user-data-dir={page.parent / name}", f"--window-size={width},2000", "--virtual-time-budget=3000"]
+    argv += [f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--dump-dom", f"--screenshot={shot}"]
+    done = subprocess.run([*argv, page.as_uri()], capture_output=True, text=True, timeout=80, check=False)
     assert done.returncode == 0, done.stderr[-800:]
-    return done.stdout
+    return View(done.stdout, shot.read_bytes())
 
 
-def test_the_page_builds_itself_without_an_error_or_a_network(page: Path) -> None:
-    dom = browse(page, "--dump-dom", width=1280, dark=False)
+Views = Callable[[int, bool], View]
+
+
+@pytest.fixture(scope="module")
+def view(page: Path) -> Iterator[Views]:
+    """The page at a width, in light or dark. Each takes a browser's start, so it is looked at once, two at a time."""
+    ARTEFACTS.mkdir(exist_ok=True)
+    with ThreadPoolExecutor(2) as pool:
+        views = {(width, dark): pool.submit(browse, page, width, dark) for width in WIDTHS for dark in (False, True)}
+        yield lambda width, dark: views[width, dark].result()
+
+
+def test_the_page_builds_itself_without_an_error_or_a_network(view: Views) -> None:
+    dom = view(1280, False).dom
     assert "data-error" not in dom
     assert '<h1 id="title">0000:00:10.0 of process 187</h1>' in dom
     stages = re.search(r'<div id="stages">(.*?)</section>', dom, re.DOTALL)
@@ -81,37 +107,29 @@ def test_the_page_builds_itself_without_an_error_or_a_network(page: Path) -> Non
     assert "trapped access" in dom
 
 
-def test_on_a_narrow_window_nothing_sticks_out(page: Path) -> None:
-    dom = browse(page, "--dump-dom", width=500, dark=False)
+def test_on_a_narrow_window_nothing_sticks_out(view: Views) -> None:
+    dom = view(500, False).dom
     found = re.search(r'data-width="(\d+)" data-room="(\d+)"', dom)
     assert found
     assert int(found[1]) <= int(found[2])
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 500])
-def test_it_is_drawn_in_light_and_dark(page: Path, width: int, dark: bool) -> None:
-    ARTEFACTS.mkdir(exist_ok=True)
-    shot = ARTEFACTS / f"trace-page-{'dark' if dark else 'light'}-{width}.png"
-    shot.unlink(missing_ok=True)
-    browse(page, f"--screenshot={shot}", width=width, dark=dark)
-    picture = shot.read_bytes()
+@pytest.mark.parametrize("width", WIDTHS)
+def test_it_is_drawn_in_light_and_dark(view: Views, width: int, dark: bool) -> None:
+    picture = view(width, dark).picture
     assert picture.startswith(b"\x89PNG")
     assert struct.unpack(">II", picture[16:24])[0] == width
     assert len(picture) > 20_000  # an empty page compresses to next to nothing
 
 
-def test_light_and_dark_differ(page: Path) -> None:
-    shots = []
-    for dark in (False, True):
-        shot = page.parent / f"{dark}.png"
-        browse(page, f"--screenshot={shot}", width=600, dark=dark)
-        shots.append(shot.read_bytes())
-    assert shots[0] != shots[1]
+@pytest.mark.parametrize("width", WIDTHS)
+def test_light_and_dark_differ(view: Views, width: int) -> None:
+    assert view(width, False).picture != view(width, True).picture
 
 
-def test_the_histograms_share_one_axis_and_the_slowest_tell_their_stages(page: Path) -> None:
-    dom = browse(page, "--dump-dom", width=1280, dark=False)
+def test_the_histograms_share_one_axis_and_the_slowest_tell_their_stages(view: Views) -> None:
+    dom = view(1280, False).dom
     boxes = set(re.findall(r'class="histogram" viewBox="([^"]*)"', dom))
     assert len(boxes) == 1
     labels = re.findall(r'<span class="(?:first|last|)" style="left:[^"]*">([^<]*)</span>', dom)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.tree import FakeTree
+from tests.fakes.tree import FakeFunction, FakeTree
 from tests.unit.test_spans import BARE, DEVICE, LEVEL, MAIN, VCPU, WORKER, Script
 from vfio_intx.deadline import Deadline
 from vfio_intx.errors import MissingError
@@ -15,7 +15,7 @@ from vfio_intx.host.root import HostRoot
 from vfio_intx.names import Bdf, Gsi, HostIrq
 from vfio_intx.observe.collect import Tracer
 from vfio_intx.observe.events import TRACEPOINTS, Kind, Target, plan
-from vfio_intx.observe.target import LEARN_FROM, irq_of, learn, only_of, threads_of
+from vfio_intx.observe.target import LEARN_FROM, irq_of, learn, only_of, resolve, threads_of
 from vfio_intx.observe.traced import Traced
 
 UNLEARNT = Target(None, (MAIN, VCPU), HostIrq(21), "vfio-intx(0000:00:05.0)")
@@ -138,6 +138,25 @@ def test_a_device_is_found_on_a_shared_line_by_its_own_name(host: HostRoot) -> N
     assert "INTx" in str(caught.value.hint)
 
 
+@pytest.mark.parametrize(("first", "second"), [("4", "5"), ("devices/vfio7", "devices/vfio8"), ("4", "devices/vfio8")])
+def test_the_vm_is_the_one_that_has_the_device_open(tmp_path: Path, first: str, second: str) -> None:
+    host = FakeTree(tmp_path)
+    for number, (node, bdf) in enumerate(((first, "0000:05:00.0"), (second, "0000:06:00.0"))):
+        host.add(FakeFunction(bdf, irq=16 + number, driver="vfio-pci", group=4 + number))
+        (tmp_path / f"sys/bus/pci/devices/{bdf}/vfio-dev/vfio{7 + number}").mkdir(parents=True)
+        pid = 70 + number
+        host.process(pid, "qemu-system-x86", (f"/dev/vfio/{node}", "anon_inode:[vfio-device]"))
+        host.write(f"proc/{pid}/cmdline", "qemu-system-x86_64\0")
+        host.write(f"proc/{pid}/stat", f"{pid} (q) S " + " ".join(["1"] * 18) + " 500 0 0\n")
+        (tmp_path / f"proc/{pid}/task/{pid}").mkdir(parents=True)
+    host.interrupts({16 + n: (5, "IO-APIC 16-fasteoi", f"vfio-intx(0000:0{5 + n}:00.0)") for n in (0, 1)})
+    for number in (0, 1):
+        held = Bdf.parse(f"0{5 + number}:00.0")
+        assert resolve(host.root, pid=None, gsi=None, bdf=held)[1] == 70 + number
+    with pytest.raises(MissingError, match="no interrupt line"):
+        resolve(host.root, pid=None, gsi=None, bdf=Bdf.parse("07:00.0"))
+
+
 def test_threads_come_from_proc(host: HostRoot) -> None:
     assert threads_of(host, 7) == (7, 9)
     with pytest.raises(MissingError, match="no process 8"):
@@ -189,7 +208,10 @@ def test_a_line_that_went_to_another_vm_is_not_traced_by_the_threads_of_the_firs
     assert line in traced.why_not  # asked for anew; this tree has nobody who holds it
 
 
-def test_a_device_that_is_unplugged_and_a_vm_that_dies_end_the_run(tmp_path: Path) -> None:
+def test_a_device_that_is_unplugged_and_a_vm_that_dies_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vfio_intx.observe.collect._CHECK_S", 0.02)
     tree = FakeTree(tmp_path)
     action = "vfio-intx(0000:05:00.0)"
     tree.interrupts({21: (5, "IR-IO-APIC 21-fasteoi", action)})

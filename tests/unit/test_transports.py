@@ -88,6 +88,12 @@ def test_proxmox_keeps_a_socket_for_each_vm(tmp_path: Path) -> None:
         assert ask(monitor, "query-status", replies.RunState).running
 
 
+def test_a_proxmox_vm_that_does_not_run_is_started_by_proxmox(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="VM 100 of Proxmox does not run here") as caught:
+        open_monitor(arguments("--proxmox", "100"), FakeTree(tmp_path).root)
+    assert caught.value.hint == "qm status 100; qm start 100"
+
+
 @pytest.mark.parametrize("vmid", ["", "99", "1e3", "../100", "100\n", "9" * 12])
 def test_what_is_no_number_of_a_proxmox_vm(vmid: str) -> None:
     with pytest.raises(UsageError):

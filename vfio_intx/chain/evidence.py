@@ -7,8 +7,8 @@ the counters of another witness show are two kinds; two properties of one QEMU a
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from vfio_intx.chain.scheme import Scheme
 
@@ -26,8 +26,7 @@ class Kind(Enum):
     """The file descriptors of the process, from ``/proc/PID/fdinfo``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
+class Evidence(NamedTuple):
     """One observation. ``speaks_for`` is the scheme it supports, None where it decides nothing yet."""
 
     kind: Kind
@@ -35,8 +34,7 @@ class Evidence:
     speaks_for: Scheme | None
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What can be said of a line's scheme. ``scheme`` is set only if ``proven``; ``why_not`` says what is missing."""
 
     scheme: Scheme | None

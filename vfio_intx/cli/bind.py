@@ -9,7 +9,7 @@ from vfio_intx.cli.vm import treat_termination_as_interrupt
 from vfio_intx.host.snapshot import take_snapshot
 from vfio_intx.names import Bdf
 from vfio_intx.wiring.apply import LocalMachine, Machine
-from vfio_intx.wiring.drivers import bind, plan_bind, with_group
+from vfio_intx.wiring.drivers import bind, plan_bind, refuse_fixed, with_group
 
 EPILOG = """\
 needs root, but for --dry-run
@@ -34,6 +34,7 @@ def run(arguments: argparse.Namespace, machine: Machine | None = None) -> int:
     bdfs = with_group(take_snapshot(machine.root), bdf) if arguments.group else (bdf,)
     if arguments.dry_run:
         plan = plan_bind(take_snapshot(machine.root), bdfs, records_of(directory, bdfs), force=arguments.force)
+        refuse_fixed(machine.root, plan)
         return print_script(plan.script())
     treat_termination_as_interrupt()
     return print_outcomes(bind(machine, directory, bdfs, force=arguments.force), directory)

@@ -121,7 +121,8 @@ def _text(prediction: Prediction, name: str | None) -> str:
     subject = prediction.subject
     count = subject.line.count if subject.line else 0
     data = f"interrupts={count}c sharers={len(subject.handlers)} findings={len(prediction.findings)}"
-    lines = [f"{prediction.severity.name}: {subject.name}: {prediction.outlook[0]} | {data}"]
+    outlook = prediction.outlook[0].replace("|", "/")  # a monitoring system takes the first bar for the end of it
+    lines = [f"{prediction.severity.name}: {subject.name}: {outlook} | {data}"]
     lines += [f"  card: {name}"] if name else []
     if prediction.scheme is not None:
         lines.append(f"  scheme: {prediction.scheme[0].value}, if QEMU is stock: {prediction.scheme[1]}")
@@ -130,4 +131,6 @@ def _text(prediction: Prediction, name: str | None) -> str:
         lines += [f"      seen: {item}" for item in finding.evidence]
         lines.append(f"      then: {finding.consequence}")
         lines += [f"      mend: {finding.remedy}"] if finding.remedy else []
+    unread = unknown_facts(prediction).get("claims")
+    lines += [f"  not seen: who else claims it: {unread}"] if unread else []
     return "\n".join(lines)

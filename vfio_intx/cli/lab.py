@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 import msgspec
 
@@ -78,17 +82,30 @@ def _list() -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from vfio_intx.lab.play import Progress, play
+    from vfio_intx.observe.export import WholeFile
 
+    # Like Ctrl-C: L1 goes down and the folder of its files is put away.
+    signal.signal(signal.SIGTERM, _end)
     progress = Progress(lambda text: print(text, file=sys.stderr, flush=True))
-    played = play(arguments.name, arguments.kernel, tuple(arguments.words), progress, keep=arguments.keep)
-    if played.kept is not None:
-        print(f"kept in {played.kept}", file=sys.stderr)
-    if played.error is not None:
-        raise played.error
-    if arguments.json is not None:
-        arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(played.result), indent=2) + b"\n")
-    _show(arguments.name, played.result)
-    return _judge(arguments.name, played.result)
+    with contextlib.ExitStack() as stack:
+        # Opened before minutes are spent on a result that then has no place.
+        file = None if arguments.json is None else stack.enter_context(WholeFile(arguments.json))
+        played = play(arguments.name, arguments.kernel, tuple(arguments.words), progress, keep=arguments.keep)
+        if played.kept is not None:
+            print(f"kept in {played.kept}", file=sys.stderr)
+        if played.error is not None:
+            raise played.error
+        _show(arguments.name, played.result)
+        status = _judge(arguments.name, played.result)
+        if file is not None:
+            file.put(msgspec.json.format(msgspec.json.encode(played.result), indent=2) + b"\n")
+    if played.not_kept is not None:
+        raise played.not_kept
+    return status
+
+
+def _end(number: int, _: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def _show(name: str, result: dict[str, object]) -> None:

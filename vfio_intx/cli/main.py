@@ -40,8 +40,8 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 
 _STATUS_USAGE = 2
-#: Verbs that read and print, and have nothing to tidy up when they are done.
-_PURE_READERS = frozenset({"scan", "check", "explain"})
+#: Verbs that read and print, and have nothing to tidy up when they are done: what ``status`` opened is closed by then.
+_PURE_READERS = frozenset({"scan", "check", "explain", "status"})
 _STATUS_INTERRUPTED = 130
 _STATUS_PIPE = 141
 
@@ -176,7 +176,7 @@ def console_entry() -> NoReturn:
     try:
         status = main(sys.argv[1:])
         if sys.argv[1:2] and sys.argv[1] in _PURE_READERS:
-            # main has flushed, and nothing else is open: taking the interpreter apart would cost a tenth of a scan.
+            # main has flushed, and nothing else is open: taking the interpreter apart would cost a tenth of it.
             os._exit(status)
         sys.exit(status)
     except KeyboardInterrupt:  # while the verb's module was being loaded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -23,6 +24,8 @@ def print_json(schema: str, payload: Mapping[str, object]) -> None:
     :param schema: name and number, such as ``scan/1``; within a number keys are only added.
     :raise KernelError: it cannot be written there.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # JSON is UTF-8, whatever the terminal has
     sys.stdout.write(as_json(schema, payload).decode())
     sys.stdout.flush()
 

@@ -10,7 +10,7 @@ from vfio_intx.errors import RefusedError
 from vfio_intx.host.root import HostRoot
 from vfio_intx.host.snapshot import take_snapshot
 from vfio_intx.names import Bdf
-from vfio_intx.wiring.drivers import refuse_to_take
+from vfio_intx.wiring.drivers import refuse_at_boot
 from vfio_intx.wiring.persist import install, installed, remove, rule_for
 
 EPILOG = """\
@@ -53,7 +53,7 @@ def _remove(arguments: argparse.Namespace, host: HostRoot, bdf: Bdf) -> int:
 def _install(arguments: argparse.Namespace, host: HostRoot, bdf: Bdf) -> int:
     snapshot = take_snapshot(host)
     function = snapshot.function(bdf)
-    refuse_to_take(snapshot, function, force=arguments.force)
+    refuse_at_boot(snapshot, function, force=arguments.force)
     rule = rule_for(function)
     for claim in snapshot.claims.get(bdf, ()):
         if claim.owner != "vfio-intx":

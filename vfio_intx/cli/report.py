@@ -10,6 +10,7 @@ from vfio_intx.diagnose.report import CONTENTS, LEFT_OUT, build, host_interfaces
 from vfio_intx.host.redact import Redactor
 from vfio_intx.host.root import HostRoot
 from vfio_intx.host.snapshot import take_snapshot
+from vfio_intx.names import escape
 
 EPILOG = """\
 as root it has the kernel log too; an archive that is there already is not written over
@@ -46,5 +47,5 @@ def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
         print(f"the kernel log could not be read ({snapshot.log.error}); run it as root to have it in the report")
     if not arguments.dry_run:
         write_archive(arguments.output, files)
-        print(f"written: {arguments.output}; look through it before you send it")
+        print(f"written: {escape(str(arguments.output))}; look through it before you send it")
     return 0

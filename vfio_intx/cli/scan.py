@@ -15,7 +15,10 @@ from vfio_intx.diagnose.rules.device import has_msi
 from vfio_intx.host.pci import NO_GROUP
 from vfio_intx.host.root import HostRoot
 from vfio_intx.host.snapshot import Snapshot, take_snapshot
-from vfio_intx.names import Bdf
+from vfio_intx.names import Bdf, escape
+
+#: Of files that could not be read so many are named; a host may have hundreds of VMs.
+_MOST_UNREAD = 4
 
 EPILOG = """\
 needs no root; what only root may read is shown as "?"
@@ -63,7 +66,7 @@ def _without_collector() -> Iterator[None]:
 def _scan(arguments: argparse.Namespace, wanted: Sequence[Bdf], root: HostRoot | None) -> int:
     snapshot = host_snapshot(arguments.snapshot, root)
     chosen = [snapshot.function(bdf) for bdf in wanted] or [
-        function for function in snapshot.functions.values() if function.pin is not None and not function.is_bridge
+        function for function in snapshot.functions.values() if function.may_have_pin
     ]
     predictions = predict_all(snapshot, chosen)
     if arguments.json:
@@ -159,6 +162,11 @@ def unknown_facts(prediction: Prediction) -> Mapping[str, str]:
     if config is not None and not config.has_capabilities:
         why = "only root may read the capabilities" if config.raw_pin else "not looked for where there is no pin"
         unknown["msi"] = f"{function.config.source}: {why}"
+    unread = prediction.subject.snapshot.unread
+    if unread:
+        shown = [f"{escape(source)}: {error}" for source, error in unread[:_MOST_UNREAD]]
+        more = [f"and {len(unread) - len(shown)} more"] if len(unread) > len(shown) else []
+        unknown["claims"] = ", ".join((*shown, *more))
     return unknown
 
 
@@ -184,7 +192,7 @@ def _row(snapshot: Snapshot, prediction: Prediction) -> tuple[str, ...]:
     return (
         str(function.bdf),
         str(function.ids.value or "?"),
-        function.pin.name if function.pin else "-",
+        function.pin.name if function.pin else "?" if function.may_have_pin else "-",
         str(prediction.subject.irq or ("-" if function.intx_irq.is_known else "?")),
         str(line.count) if line else "-",
         function.driver.value or "-" if function.driver.is_known else "?",

@@ -41,8 +41,19 @@ class Stdout(io.TextIOWrapper):
 
 
 def install() -> None:
-    """Put it in the place of ``sys.stdout``, with the same settings. Harmless where there is none."""
+    """Put it in the place of ``sys.stdout``, with the same settings.
+
+    But a character that the encoding has not becomes an escape, as on standard error: it is no reason to say nothing.
+
+    A program that was started without one of the three standard streams gets ``/dev/null`` for it, as glibc does for
+    privileged ones: the next file opened would have its number, and what is printed would go there.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     found = sys.stdout
     if isinstance(found, io.TextIOWrapper) and not isinstance(found, Stdout):
-        encoding, errors, by_line, at_once = found.encoding, found.errors, found.line_buffering, found.write_through
-        sys.stdout = Stdout(found.detach(), encoding, errors, None, by_line, at_once)
+        encoding, by_line, at_once = found.encoding, found.line_buffering, found.write_through
+        sys.stdout = Stdout(found.detach(), encoding, "backslashreplace", None, by_line, at_once)

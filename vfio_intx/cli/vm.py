@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vfio_intx.errors import UsageError
+from vfio_intx.errors import MissingError, UsageError
 from vfio_intx.names import parse_natural
 
 if TYPE_CHECKING:
@@ -123,5 +123,11 @@ def open_monitor(arguments: argparse.Namespace, root: HostRoot) -> Monitor:
         owners = [one.pid for one in find_processes(root) if one.command_line.name == domain]
         return VirshMonitor(domain, budget_s=budget_s, peer_pid=owners[0] if len(owners) == 1 else None)
     if arguments.proxmox is not None:
-        return transports.connect(transports.proxmox_socket(arguments.proxmox, root), budget_s=budget_s, root=root)
+        path = transports.proxmox_socket(arguments.proxmox, root)
+        try:
+            return transports.connect(path, budget_s=budget_s, root=root)
+        except MissingError as error:
+            vmid = arguments.proxmox
+            hint = f"qm status {vmid}; qm start {vmid}"
+            raise MissingError(f"VM {vmid} of Proxmox does not run here: {error}", hint=hint) from error
     raise UsageError("name the VM", hint="one of --qmp PATH, --pid PID, --libvirt DOMAIN, --proxmox VMID")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import select
 import sys
@@ -130,7 +129,7 @@ def _ticker(watcher: Watcher, traced: Traced | None) -> Callable[[], list[Row]]:
             return rows
         traced.follow(row.bdf for row in rows)
         times = traced.latencies()
-        return [dataclasses.replace(row, ack_us=times.get(row.bdf)) for row in rows]
+        return [msgspec.structs.replace(row, ack_us=times.get(row.bdf)) for row in rows]
 
     return tick
 

@@ -43,7 +43,8 @@ def masking_verdict(
     The kernel tests DisINTx by writing to it when it finds a card, and shows the result nowhere. So what is said here
     rests on the kernel's list of broken cards, on vfio-pci's parameter, and on what the log tells of earlier tries.
 
-    :param disintx_changes: what the write test gave, where it was asked for; True alone proves nothing.
+    :param disintx_changes: what the write test gave, where it was asked for. It is the kernel's own: True speaks
+        against what the log tells, not against a list or the parameter.
     """
     config = function.config
     if config.value is None:
@@ -55,18 +56,28 @@ def masking_verdict(
     if disintx_changes is False:
         return Verdict(Masking.EXCLUSIVE, "its DisINTx bit does not change when it is written", config.source)
     return (
-        _by_lists(function, snapshot)
+        _by_sharing(function, snapshot)
+        or _by_lists(function, snapshot)
         or _by_parameter(snapshot)
-        or _by_log(function, snapshot, history)
+        or (None if disintx_changes else _by_log(function, snapshot, history))
         or _presumed(function)
     )
+
+
+def _by_sharing(function: PciFunction, snapshot: Snapshot) -> Verdict | None:
+    """What it has been granted is the best proof: vfio-pci is on a line that others are on."""
+    irq = function.intx_irq.value
+    handlers = snapshot.handlers_of(irq) if irq else ()
+    if vfio_action(function.bdf) not in handlers or len(handlers) < 2:
+        return None
+    return Verdict(Masking.DISINTX, f"it shares IRQ {irq} now", f"/sys/kernel/irq/{irq}/actions")
 
 
 def _by_lists(function: PciFunction, snapshot: Snapshot) -> Verdict | None:
     ids = function.ids.value
     key = (ids.vendor, ids.device) if ids is not None else (0, 0)
     source = f"vfio_intx/host/quirks.py, from {quirks.SOURCE}"
-    if key in quirks.HIDDEN:
+    if key in quirks.HIDDEN and not snapshot.kernel.nointxmask.value:  # in the order of vfio_pci_core_enable()
         return Verdict(Masking.HIDDEN, f"{ids} is on vfio-pci's list of cards whose INTx it hides", source)
     if key in quirks.BROKEN:
         return Verdict(Masking.EXCLUSIVE, f"{ids} is on the kernel's list of cards whose DisINTx is broken", source)
@@ -90,7 +101,10 @@ def _by_log(function: PciFunction, snapshot: Snapshot, history: History) -> Verd
         if (mismatch.asked == name and not mismatch.asked_shared) or (
             mismatch.holder == name and not mismatch.holder_shared
         ):
-            why = "vfio-pci asked for its line exclusively before: the kernel's own test of DisINTx failed"
+            why = (
+                "vfio-pci asked for its line exclusively before: the kernel's own test of DisINTx failed, or "
+                "nointxmask was 1 then (check --write-test tells)"
+            )
             return Verdict(Masking.EXCLUSIVE, why, snapshot.log.source)
     return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import tarfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,11 +22,12 @@ from vfio_intx.host.redact import Redactor
 from vfio_intx.host.replay import to_bytes
 from vfio_intx.host.root import HostRoot, list_names, read_text
 from vfio_intx.host.snapshot import Snapshot
+from vfio_intx.host.use import Use
 
 #: What is in the archive, by file; shown before anything is written.
 CONTENTS = {
     "snapshot.json": "facts of every PCI function, IRQ line, IOMMU group and of the kernel; scan --from replays it",
-    "findings.json": "what the rules conclude for each function with a pin",
+    "findings.json": "what the rules conclude for each function that may have a pin",
     "kernel-log.txt": "the kernel log's lines about interrupts, vfio and the IOMMU",
     "interrupts.txt": "/proc/interrupts",
     "versions.json": "of this program, the kernel and Python",
@@ -33,9 +35,11 @@ CONTENTS = {
 #: Kernel parameters, by their beginnings, that bear on interrupts.
 _TELLING_WORDS = ("iommu", "intel_iommu", "amd_iommu", "pci", "vfio", "irq", "noapic", "nolapic", "kvm", "threadirqs")
 LEFT_OUT = (
-    "MAC and IP addresses, serial numbers, UUIDs, the names of the host, of its network interfaces and of the VMs that "
-    "claim a function are replaced by hashes"
+    "MAC and IP addresses, serial numbers, UUIDs, the names of the host, of its network interfaces, mount points and "
+    "ZFS pools and of the VMs that claim a function are replaced by hashes; who built the kernel is left out"
 )
+#: Mount points that every host has, and that tell how much depends on a disk.
+_COMMON_PLACES = frozenset({"/", "/boot", "/boot/efi", "/home", "/opt", "/srv", "/tmp", "/usr", "/var", "/var/log"})
 #: Facts in the words of the kernel and of this program. They name nobody, and a replay needs them as they are, even if
 #: the host is called "e1000".
 _OUR_WORDS = frozenset(
@@ -59,7 +63,7 @@ def host_interfaces(root: HostRoot, snapshot: Snapshot) -> frozenset[str]:
 def build(snapshot: Snapshot, redactor: Redactor, python: str) -> Mapping[str, bytes]:
     """The files of the archive, cleaned."""
     anonymous = _without_identity(snapshot, redactor)
-    pinned = [function for function in anonymous.functions.values() if function.pin is not None]
+    pinned = [function for function in anonymous.functions.values() if function.may_have_pin]
     found = [
         {"bdf": prediction.subject.name, "findings": [msgspec.to_builtins(plain(item)) for item in prediction.findings]}
         for prediction in predict_all(anonymous, pinned)
@@ -100,12 +104,21 @@ def _without_identity(snapshot: Snapshot, redactor: Redactor) -> Snapshot:
     kernel = snapshot.kernel._replace(
         boot_id=Fact.unknown(snapshot.kernel.boot_id.source, "left out of reports"),
         command_line=snapshot.kernel.command_line.map(_safe_words),
+        version=snapshot.kernel.version.map(lambda text: re.sub(r"\(\S+@\S+\)", "(its builder)", text)),
     )
     claims = {
         bdf: tuple(claim.renamed(redactor.mark("vm", claim.vm)) if claim.vm else claim for claim in claims)
         for bdf, claims in snapshot.claims.items()
     }
-    return snapshot._replace(kernel=kernel, claims=claims)
+    uses = {bdf: tuple(_anonymous_use(use, redactor) for use in uses) for bdf, uses in snapshot.uses.items()}
+    unread = tuple(dict.fromkeys((source.rpartition("/")[0], why) for source, why in snapshot.unread))
+    return snapshot._replace(kernel=kernel, claims=claims, uses=uses, unread=unread)
+
+
+def _anonymous_use(use: Use, redactor: Redactor) -> Use:
+    if not use.name or use.name in _COMMON_PLACES:
+        return use
+    return use.renamed(redactor.mark("place" if use.name.startswith("/") else "pool", use.name))
 
 
 def _safe_words(command_line: str) -> str:

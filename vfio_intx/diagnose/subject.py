@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from vfio_intx.diagnose.masking import Verdict, masking_verdict
-from vfio_intx.diagnose.routing import RootPin, known_routes, root_pin
+from vfio_intx.diagnose.routing import Wire, known_lines, wire_of
 from vfio_intx.host.iommu import Group, is_vfio_driver
 from vfio_intx.host.irq import IrqLine
 from vfio_intx.host.log import History, history_of
@@ -81,7 +81,7 @@ class Subject(NamedTuple):
 
 def subjects(snapshot: Snapshot, functions: Iterable[PciFunction], vm: VmFacts | None = None) -> tuple[Subject, ...]:
     """A subject for each of *functions*; the tables that they share are made once."""
-    by_line, routes = snapshot.by_line(), known_routes(snapshot.functions)
+    by_line, routes = snapshot.by_line(), known_lines(snapshot.functions.values())
     history = history_of(snapshot.log.get(()))
     return tuple(_subject(function, snapshot, vm or VmFacts(), history, by_line, routes) for function in functions)
 
@@ -92,34 +92,56 @@ def _subject(
     vm: VmFacts,
     history: History,
     by_line: Mapping[HostIrq, tuple[PciFunction, ...]],
-    routes: Mapping[RootPin, HostIrq],
+    routes: Mapping[Wire, HostIrq],
 ) -> Subject:
     irq, irq_source = function.intx_irq.value or None, function.intx_irq.source
-    where = root_pin(function, snapshot.functions) if irq is None else None
+    where = wire_of(function) if irq is None else None
     if where is not None and where in routes:
         irq, irq_source = routes[where], f"other functions on pin {function.pin and function.pin.name} of the same slot"
     handlers = snapshot.handlers_of(irq) if irq else ()
     neighbours = tuple(other for other in by_line.get(irq, ()) if other.bdf != function.bdf) if irq else ()
-    own = own_handlers(function, handlers) or _only_candidate(function, handlers, neighbours)
-    others = tuple(handler for handler in handlers if handler not in own)
+    own = _own_among(function, handlers, neighbours) or _only_candidate(function, handlers, neighbours)
+    others = _without(handlers, own)
     verdict = masking_verdict(function, snapshot, history, vm.disintx_changes)
     return Subject(function, snapshot, vm, history, irq, irq_source, own, others, neighbours, verdict)
 
 
-def own_handlers(function: PciFunction, handlers: tuple[str, ...]) -> tuple[str, ...]:
-    """Those handlers of a line that are this function's, as far as their names tell."""
-    names = {f"vfio-intx({function.bdf})", *function.interfaces.get(())}
-    plain = function.driver.get("").replace("-", "_")
+def _own_among(
+    function: PciFunction, handlers: tuple[str, ...], neighbours: tuple[PciFunction, ...]
+) -> tuple[str, ...]:
+    """Those handlers of a line that are this function's; of those named after a driver, twins have one each.
 
-    def is_own(handler: str) -> bool:
-        head, _, rest = handler.partition(":")
-        if rest.startswith("usb"):
-            return rest in function.files
-        if f"[{function.bdf}]" in handler or (plain == "serial" and handler.startswith("ttyS")):
-            return True
-        return handler in names or (plain != "" and head.replace("-", "_") == plain)
+    Which one is whose their names do not tell, nor need they.
+    """
+    certain = tuple(handler for handler in handlers if _names_function(function, handler))
+    by_driver = tuple(handler for handler in handlers if handler not in certain and _names_driver(function, handler))
+    twins = sum(other.driver.value == function.driver.value for other in neighbours)
+    return certain + by_driver[: max(0, len(by_driver) - twins)]
 
-    return tuple(handler for handler in handlers if is_own(handler))
+
+def _without(handlers: tuple[str, ...], own: tuple[str, ...]) -> tuple[str, ...]:
+    left, others = list(own), []
+    for handler in handlers:
+        if handler in left:
+            left.remove(handler)
+        else:
+            others.append(handler)
+    return tuple(others)
+
+
+def _names_function(function: PciFunction, handler: str) -> bool:
+    _, _, rest = handler.partition(":")
+    if rest.startswith("usb"):
+        return rest in function.files
+    return f"[{function.bdf}]" in handler or handler in (f"vfio-intx({function.bdf})", *function.interfaces.get(()))
+
+
+def _names_driver(function: PciFunction, handler: str) -> bool:
+    head, _, rest = handler.partition(":")
+    driver = function.driver.get("").replace("-", "_")
+    if driver == "" or rest.startswith("usb"):
+        return False
+    return head.replace("-", "_") == driver or (driver == "serial" and handler.startswith("ttyS"))
 
 
 def _only_candidate(
@@ -133,4 +155,6 @@ def _only_candidate(
 
 def owner_of(handler: str, neighbours: Iterable[PciFunction]) -> PciFunction | None:
     """Which of a line's functions a handler belongs to, None where its name does not tell."""
-    return next((function for function in neighbours if own_handlers(function, (handler,))), None)
+    return next((function for function in neighbours if _names_function(function, handler)), None) or next(
+        (function for function in neighbours if _names_driver(function, handler)), None
+    )

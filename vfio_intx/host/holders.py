@@ -30,8 +30,16 @@ def group_holders(root: HostRoot, group: IommuGroup) -> tuple[Holder, ...]:
 
 def device_holders(root: HostRoot, bdf: Bdf, group: IommuGroup) -> tuple[Holder, ...]:
     """The processes that have a function open, by its group or, with iommufd, by ``/dev/vfio/devices/vfioN``."""
-    names = list_names(f"{root.function(bdf)}/vfio-dev", root=root).get(())
-    return _holders(root, [f"dev/vfio/{group}", *(f"dev/vfio/devices/{name}" for name in names)])
+    return _holders(root, device_nodes(root, bdf, group))
+
+
+def device_nodes(root: HostRoot, bdf: Bdf, group: IommuGroup | None) -> tuple[str, ...]:
+    """The files by which a function can be open, below the root: its group's, and its own where the kernel has one.
+
+    The second sort is Linux 6.6's (``drivers/vfio/device_cdev.c``): a VM that uses it, by iommufd, opens no group.
+    """
+    own = list_names(f"{root.function(bdf)}/vfio-dev", root=root).get(())
+    return (*(() if group is None else (f"dev/vfio/{group}",)), *(f"dev/vfio/devices/{name}" for name in own))
 
 
 def holders_of(root: HostRoot, files: Iterable[str]) -> Mapping[str, tuple[Holder, ...]]:

@@ -65,7 +65,10 @@ def leaves_group_viable(driver: str) -> bool:
 def blockers(
     group: Group, functions: Mapping[Bdf, PciFunction], *, apart_from: Iterable[Bdf] = ()
 ) -> tuple[PciFunction, ...]:
-    """The members whose driver keeps vfio from opening the group, *apart_from* those that will be given away too."""
+    """The members whose driver keeps vfio from opening the group, *apart_from* those that will be given away too.
+
+    One whose driver could not be read is among them: nobody can say that it does not.
+    """
     going = frozenset(apart_from)
     others = (functions[bdf] for bdf in group.members if bdf in functions and bdf not in going)
-    return tuple(other for other in others if not leaves_group_viable(other.driver.get("")))
+    return tuple(other for other in others if other.driver.value is None or not leaves_group_viable(other.driver.value))

@@ -22,8 +22,8 @@ class KernelFacts(NamedTuple):
 
     :ivar version: ``/proc/version``; a distribution names its stable release there, which ``release`` does not.
     :ivar vfio_pci_loaded: whether a PCI driver called vfio-pci is there to be bound to.
-    :ivar nointxmask: vfio-pci's parameter of that name: True makes it treat every card as unable to mask itself. It is
-        latched for a device when that is bound, so a later change does not show here.
+    :ivar nointxmask: vfio-pci's parameter of that name: True makes it treat every card as unable to mask itself. What
+        counts is its value when the module was loaded (``vfio_pci_core_set_params``), not what is written there later.
     :ivar disable_idle_d3: True keeps idle vfio devices in D0.
     :ivar kvm: the loaded KVM backends (``kvm_amd``, ``kvm_intel``, …).
     :ivar kvm_device: whether there is a ``/dev/kvm``.

@@ -10,76 +10,55 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from vfio_intx.chain.fact import Fact
+from vfio_intx.host.claim import Claim, Files, IdPattern
+from vfio_intx.host.modprobe import claims_by_command_line, claims_by_options, claims_by_softdep, module_lines
 from vfio_intx.host.pci import PciFunction
 from vfio_intx.host.root import HostRoot, list_names, read_text
 from vfio_intx.names import Bdf, escape
 
 _HEX = "[0-9a-fA-F]"
-_LIBVIRT_HOSTDEV = r"(?s)<hostdev\b[^>]*>.*?<source>(.*?)</source>"
+_LIBVIRT_HOSTDEV = r"(?s)<(?:hostdev\b|interface\b[^>]*\stype='hostdev')[^>]*>.*?<source>(.*?)</source>"
 _LIBVIRT_ADDRESS = (
-    rf"<address\s+domain='0x({_HEX}{{1,8}})'\s+bus='0x({_HEX}{{1,2}})'"
+    rf"<address\s+(?:type='pci'\s+)?domain='0x({_HEX}{{1,8}})'\s+bus='0x({_HEX}{{1,2}})'"
     rf"\s+slot='0x({_HEX}{{1,2}})'\s+function='0x([0-7])'"
 )
 _PROXMOX_DEVICE = r"(?m)^hostpci\d+:\s*(\S+)"
-_PROXMOX_PATH = rf"path=((?:{_HEX}{{4}}:)?{_HEX}{{2}}:{_HEX}{{2}}(?:\.[0-7])?)"
+_PROXMOX_SECTION = r"(?m)^\[(?!PENDING\])"
+_PROXMOX_MAP = r"(?m)^\s+map\s+(\S+)"
 _UDEV_OVERRIDE = r"(?a)ATTR\{driver_override\}\s*=\s*\"([\w-]{1,63})\""
 _UDEV_ADDRESS = rf"\b{_HEX}{{4,8}}:{_HEX}{{2}}:{_HEX}{{2}}\.[0-7]\b"
-_IDS = rf"({_HEX}{{4}}):({_HEX}{{4}})(?::[0-9a-fA-F:]*)?"
-
-
-class Claim(NamedTuple):
-    """One claim on one function.
-
-    :ivar owner: the tool whose file it is.
-    :ivar text: what it says, for a person.
-    :ivar source: the file.
-    :ivar by_ids: True where it names vendor and device, so that twins are meant too.
-    :ivar vm: the VM (escaped) that *text* names and that the file *source* is named after, empty for none.
-    """
-
-    owner: str
-    text: str
-    source: str
-    by_ids: bool = False
-    vm: str = ""
-
-    @classmethod
-    def by_vm(cls, owner: str, kind: str, vm: str, source: str) -> Claim:
-        """The claim of a VM, which *owner* calls a *kind*."""
-        return cls(owner, f"{kind} {vm} passes it through", source, vm=vm)
-
-    def renamed(self, vm: str) -> Claim:
-        """The same claim as if its VM were called *vm*."""
-        folder, _, file = self.source.rpartition("/")
-        source = f"{folder}/{vm}.{file.rpartition('.')[2]}"
-        return self._replace(text=self.text.replace(f" {self.vm} ", f" {vm} ", 1), source=source, vm=vm)
+_UDEV_ID = rf"ATTRS?\{{(vendor|device|subsystem_vendor|subsystem_device)\}}==\"0x({_HEX}{{4}})\""
 
 
 class _Configured(NamedTuple):
     """What the configuration files of a host say, parsed once.
 
     :ivar addresses: each with whether the whole slot is meant.
-    :ivar ids: vendor and device.
-    :ivar drivers: drivers that are made to load after vfio-pci.
+    :ivar ids: the cards that are meant by their ids.
+    :ivar drivers: drivers that are made to load after vfio-pci, with "-" for "_".
     """
 
     addresses: tuple[tuple[Bdf, bool, Claim], ...]
-    ids: tuple[tuple[int, int, Claim], ...]
+    ids: tuple[tuple[IdPattern, Claim], ...]
     drivers: tuple[tuple[str, Claim], ...]
 
 
 def read_owners(
     root: HostRoot, functions: Iterable[PciFunction], command_line: Fact[str]
-) -> dict[Bdf, tuple[Claim, ...]]:
-    """The claims on each function that has any; *command_line* is the kernel's."""
-    modprobe = tuple(_modprobe(root))
+) -> tuple[dict[Bdf, tuple[Claim, ...]], tuple[tuple[str, str], ...]]:
+    """The claims on each function that has any; *command_line* is the kernel's.
+
+    With them comes which files may hold more and could not be read, each with the reason.
+    """
+    files = Files(root, {})
+    modprobe, rules = module_lines(files), tuple(_udev_rules(files))
     configured = _Configured(
-        (*_driverctl(root), *_libvirt(root), *_proxmox(root), *_udev(root), *_records(root)),
-        (*_vfio_options(modprobe), *_command_line(command_line)),
-        tuple(_softdeps(modprobe)),
+        (*_driverctl(files), *_libvirt(files), *_proxmox(files), *_udev(rules), *_records(root)),
+        (*claims_by_options(modprobe), *claims_by_command_line(command_line), *_udev_by_ids(rules)),
+        tuple(claims_by_softdep(modprobe)),
     )
     found = ((function.bdf, tuple(_claims(function, configured))) for function in functions)
-    return {bdf: claims for bdf, claims in found if claims}
+    return {bdf: claims for bdf, claims in found if claims}, tuple(files.unread.items())
 
 
 def _claims(function: PciFunction, configured: _Configured) -> Iterator[Claim]:
@@ -90,30 +69,22 @@ def _claims(function: PciFunction, configured: _Configured) -> Iterator[Claim]:
             yield claim
     ids = function.ids.value
     if ids is not None:
-        yield from (claim for vendor, device, claim in configured.ids if (vendor, device) == (ids.vendor, ids.device))
+        yield from (claim for pattern, claim in configured.ids if pattern.matches(ids))
     if function.driver.value:
-        yield from (claim for driver, claim in configured.drivers if driver == function.driver.value)
+        driver = function.driver.value.replace("_", "-")
+        yield from (claim for waiting, claim in configured.drivers if waiting == driver)
 
 
-def _files(root: HostRoot, folder: str, suffix: str) -> Iterator[tuple[str, str, str]]:
-    """(name, source, text) of each readable file there."""
-    for name in list_names(root.file(folder), root=root).get(()):
-        if name.endswith(suffix):
-            text = read_text(root.file(folder, name), root=root)
-            if text.value is not None:
-                yield name, text.source, text.value
-
-
-def _driverctl(root: HostRoot) -> Iterator[tuple[Bdf, bool, Claim]]:
-    for name, source, text in _files(root, "etc/driverctl.d", ""):
+def _driverctl(files: Files) -> Iterator[tuple[Bdf, bool, Claim]]:
+    for name, source, text in files.in_folder("etc/driverctl.d", ""):
         bdf = Bdf.maybe(name.removeprefix("pci-"))
         if bdf is not None:
             yield bdf, False, Claim("driverctl", f"sets driver {escape(text.strip()[:64])} at boot", source)
 
 
-def _libvirt(root: HostRoot) -> Iterator[tuple[Bdf, bool, Claim]]:
+def _libvirt(files: Files) -> Iterator[tuple[Bdf, bool, Claim]]:
     for folder in ("etc/libvirt/qemu", "run/libvirt/qemu"):
-        for name, source, text in _files(root, folder, ".xml"):
+        for name, source, text in files.in_folder(folder, ".xml"):
             domain = escape(name.removesuffix(".xml"))
             for block in re.findall(_LIBVIRT_HOSTDEV, text):
                 match = re.search(_LIBVIRT_ADDRESS, block)
@@ -122,15 +93,21 @@ def _libvirt(root: HostRoot) -> Iterator[tuple[Bdf, bool, Claim]]:
                     yield Bdf(*parts), False, Claim.by_vm("libvirt", "domain", domain, source)
 
 
-def _proxmox(root: HostRoot) -> Iterator[tuple[Bdf, bool, Claim]]:
-    for name, source, text in _files(root, "etc/pve/qemu-server", ".conf"):
+def _proxmox(files: Files) -> Iterator[tuple[Bdf, bool, Claim]]:
+    for name, source, text in files.in_folder("etc/pve/qemu-server", ".conf"):
         vm = escape(name.removesuffix(".conf"))
-        for value in re.findall(_PROXMOX_DEVICE, text):
+        # A section is the state of a snapshot; only the first is the VM as it is, and PENDING as it will be.
+        now = re.split(_PROXMOX_SECTION, text, maxsplit=1)[0]
+        for value in re.findall(_PROXMOX_DEVICE, now):
             for word in value.split(",")[0].split(";"):
                 yield from _slot(word.removeprefix("host="), Claim.by_vm("proxmox", "VM", vm, source))
-    for _, source, text in _files(root, "etc/pve/mapping", "pci.cfg"):
-        for path in re.findall(_PROXMOX_PATH, text):
-            yield from _slot(path, Claim("proxmox", "a resource mapping offers it to VMs", source))
+    here = read_text(files.root.file("proc/sys/kernel/hostname"), root=files.root).get("").partition(".")[0]
+    for _, source, text in files.in_folder("etc/pve/mapping", "pci.cfg"):
+        for words in re.findall(_PROXMOX_MAP, text):
+            fields = dict(word.split("=", 1) for word in words.split(",") if "=" in word)
+            if fields.get("node", here) == here:  # the file is one for the whole cluster
+                for path in fields.get("path", "").split(";"):
+                    yield from _slot(path, Claim("proxmox", "a resource mapping offers it to VMs", source))
 
 
 def _slot(word: str, claim: Claim) -> Iterator[tuple[Bdf, bool, Claim]]:
@@ -148,50 +125,27 @@ def _records(root: HostRoot) -> Iterator[tuple[Bdf, bool, Claim]]:
             yield bdf, False, Claim("vfio-intx", text, f"/var/lib/vfio-intx/{name}")
 
 
-def _udev(root: HostRoot) -> Iterator[tuple[Bdf, bool, Claim]]:
+def _udev_rules(files: Files) -> Iterator[tuple[str, Claim]]:
+    """The lines that set a driver_override, each with the claim that it makes."""
     for folder in ("etc/udev/rules.d", "run/udev/rules.d"):
-        for name, source, text in _files(root, folder, ".rules"):
+        for name, source, text in files.in_folder(folder, ".rules"):
             owner = "vfio-intx" if name.startswith("70-vfio-intx-") else "udev"
             for line in text.replace("\\\n", "").splitlines():
                 driver = re.search(_UDEV_OVERRIDE, line)
-                for word in re.findall(_UDEV_ADDRESS, line) if driver and not line.lstrip().startswith("#") else ():
-                    bdf = Bdf.maybe(word)
-                    if bdf is not None and driver:
-                        claim = Claim(owner, f"a rule sets driver_override to {escape(driver[1])}", source)
-                        yield bdf, False, claim
+                if driver and not line.lstrip().startswith("#"):
+                    yield line, Claim(owner, f"a rule sets driver_override to {escape(driver[1])}", source)
 
 
-def _modprobe(root: HostRoot) -> Iterator[tuple[list[str], str]]:
-    for folder in ("etc/modprobe.d", "run/modprobe.d", "lib/modprobe.d"):
-        for _, source, text in _files(root, folder, ".conf"):
-            for line in text.splitlines():
-                words = line.split("#", 1)[0].replace("vfio_pci", "vfio-pci").split()
-                if words:
-                    yield words, source
+def _udev(rules: Iterable[tuple[str, Claim]]) -> Iterator[tuple[Bdf, bool, Claim]]:
+    for line, claim in rules:
+        for word in re.findall(_UDEV_ADDRESS, line):
+            bdf = Bdf.maybe(word)
+            if bdf is not None:
+                yield bdf, False, claim
 
 
-def _vfio_options(lines: Iterable[tuple[list[str], str]]) -> Iterator[tuple[int, int, Claim]]:
-    for words, source in lines:
-        if words[:2] == ["options", "vfio-pci"]:
-            yield from _by_ids(words[2:], "ids=", "modprobe.d", source)
-
-
-def _softdeps(lines: Iterable[tuple[list[str], str]]) -> Iterator[tuple[str, Claim]]:
-    for words, source in lines:
-        if words[0] == "softdep" and len(words) > 2 and "vfio-pci" in words[2:]:
-            text = f"makes {escape(words[1])} load after vfio-pci"
-            yield words[1], Claim("modprobe.d", text, source, by_ids=True)
-
-
-def _command_line(text: Fact[str]) -> Iterator[tuple[int, int, Claim]]:
-    words = (text.value or "").replace("vfio_pci", "vfio-pci").split()
-    yield from _by_ids(words, "vfio-pci.ids=", "kernel command line", text.source)
-
-
-def _by_ids(words: Iterable[str], prefix: str, owner: str, source: str) -> Iterator[tuple[int, int, Claim]]:
-    for word in words:
-        for item in word.removeprefix(prefix).strip('"').split(",") if word.startswith(prefix) else ():
-            match = re.fullmatch(_IDS, item)
-            if match:
-                claim = Claim(owner, f"gives every {match[1]}:{match[2]} to vfio-pci", source, by_ids=True)
-                yield int(match[1], 16), int(match[2], 16), claim
+def _udev_by_ids(rules: Iterable[tuple[str, Claim]]) -> Iterator[tuple[IdPattern, Claim]]:
+    for line, claim in rules:
+        ids = {name: int(value, 16) for name, value in re.findall(_UDEV_ID, line)}
+        if {"vendor", "device"} <= ids.keys() and not re.search(_UDEV_ADDRESS, line):
+            yield IdPattern(**ids), claim._replace(by_ids=True)

@@ -22,6 +22,8 @@ from vfio_intx.names import Bdf, HostIrq, IommuGroup, Pin, escape, parse_driver
 NO_GROUP = IommuGroup(-1)
 #: What PCI calls configuration space; PCI Express extended it, by nothing that INTx depends on.
 _CONFIG_SIZE = 256
+#: Class and subclass of PCI and CardBus bridges.
+_BRIDGES = (0x0604, 0x0607)
 #: "Unknown or no connection" in the Interrupt Line register (PCI 3.0, 6.2.4); as a Linux IRQ it is one like others.
 _NOT_CONNECTED = 255
 _HEX_ID = r"([0-9A-Fa-f]{4,8}):([0-9A-Fa-f]{4,8})"
@@ -82,6 +84,14 @@ class PciFunction(NamedTuple):
     def pin(self) -> Pin | None:
         """The INTx pin, None where it has none or none could be read."""
         return None if self.config.value is None or self.config.value.is_dead else self.config.value.pin
+
+    @property
+    def may_have_pin(self) -> bool:
+        """Whether it is no bridge and has an INTx pin, or it cannot be told that it has none."""
+        config, ids = self.config.value, self.ids.value
+        if config is None:
+            return ids is None or ids.class_code >> 8 not in _BRIDGES
+        return config.is_dead or (config.raw_pin != 0 and not self.is_bridge)
 
     @property
     def is_dead(self) -> bool:

@@ -8,14 +8,14 @@ from typing import NamedTuple
 from vfio_intx.chain.fact import Fact
 from vfio_intx.chain.plain import from_json, to_json
 from vfio_intx.errors import MissingError, UsageError
+from vfio_intx.host.claim import Claim
 from vfio_intx.host.iommu import Group, IommuFacts
 from vfio_intx.host.irq import IrqLine, Spurious
 from vfio_intx.host.kernel import KernelFacts
 from vfio_intx.host.log import LogLine
-from vfio_intx.host.owners import Claim
 from vfio_intx.host.pci import PciFunction
 from vfio_intx.host.snapshot import Snapshot
-from vfio_intx.host.uses import Use
+from vfio_intx.host.use import Use
 from vfio_intx.names import Bdf, HostIrq
 
 SCHEMA = "vfio-intx/snapshot/1"
@@ -37,6 +37,7 @@ class _File(NamedTuple):
     uses: tuple[tuple[Bdf, tuple[Use, ...]], ...]
     claims: tuple[tuple[Bdf, tuple[Claim, ...]], ...]
     log: Fact[tuple[LogLine, ...]]
+    unread: tuple[tuple[str, str], ...] = ()
 
 
 def to_bytes(snapshot: Snapshot) -> bytes:
@@ -53,6 +54,7 @@ def to_bytes(snapshot: Snapshot) -> bytes:
         tuple(snapshot.uses.items()),
         tuple(snapshot.claims.items()),
         snapshot.log,
+        snapshot.unread,
     )
     return to_json(file)
 
@@ -78,6 +80,7 @@ def from_bytes(raw: bytes, name: str) -> Snapshot:
         dict(file.uses),
         dict(file.claims),
         file.log,
+        file.unread,
     )
 
 

@@ -7,14 +7,16 @@ from typing import NamedTuple
 
 from vfio_intx.chain.fact import Fact
 from vfio_intx.errors import MissingError
+from vfio_intx.host.claim import Claim
 from vfio_intx.host.iommu import Group, IommuFacts, read_iommu
 from vfio_intx.host.irq import IrqLine, Spurious, read_actions, read_interrupts, read_spurious
 from vfio_intx.host.kernel import KernelFacts, read_kernel
 from vfio_intx.host.log import LogLine, read_log
-from vfio_intx.host.owners import Claim, read_owners
+from vfio_intx.host.owners import read_owners
 from vfio_intx.host.pci import PciFunction, list_functions, read_function
 from vfio_intx.host.root import HostRoot
-from vfio_intx.host.uses import Use, read_uses
+from vfio_intx.host.use import Use
+from vfio_intx.host.uses import read_uses
 from vfio_intx.names import Bdf, HostIrq
 
 
@@ -27,6 +29,7 @@ class Snapshot(NamedTuple):
     :ivar spurious: for the same IRQs, how many interrupts nobody claimed.
     :ivar uses: what the host itself does with its functions.
     :ivar claims: which tool's configuration names which function.
+    :ivar unread: other tools' files that may hold more claims and could not be read, each with the reason.
     :ivar log: the kernel log's lines about interrupts and vfio.
     """
 
@@ -39,6 +42,7 @@ class Snapshot(NamedTuple):
     uses: Mapping[Bdf, tuple[Use, ...]]
     claims: Mapping[Bdf, tuple[Claim, ...]]
     log: Fact[tuple[LogLine, ...]]
+    unread: tuple[tuple[str, str], ...] = ()
 
     def function(self, bdf: Bdf) -> PciFunction:
         """One function. :raise MissingError: if the host has none at that address."""
@@ -91,6 +95,7 @@ def take_snapshot(root: HostRoot) -> Snapshot:
     functions = {function.bdf: function for function in read if function is not None}
     irqs = sorted({f.intx_irq.value for f in functions.values() if f.pin is not None and f.intx_irq.value})
     kernel = read_kernel(root)
+    claims, unread = read_owners(root, functions.values(), kernel.command_line)
     return Snapshot(
         functions=functions,
         lines=read_interrupts(root),
@@ -99,6 +104,7 @@ def take_snapshot(root: HostRoot) -> Snapshot:
         iommu=read_iommu(root, functions.values()),
         kernel=kernel,
         uses=read_uses(root),
-        claims=read_owners(root, functions.values(), kernel.command_line),
+        claims=claims,
         log=read_log(root),
+        unread=unread,
     )

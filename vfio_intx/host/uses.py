@@ -6,61 +6,33 @@ address in the link's target. So a disk behind a USB controller counts as a use 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
 from vfio_intx.abi.netaddr import ipv4_address
+from vfio_intx.host.disks import disk_uses
 from vfio_intx.host.holders import holders_of
-from vfio_intx.host.root import HostRoot, list_names, read_text
+from vfio_intx.host.root import HostRoot, list_names
+from vfio_intx.host.use import Use, class_link, owner_in, table_of
 from vfio_intx.names import Bdf, escape
 
-#: Stacked disks (dm on md on sd) are followed up to this depth.
-_DEEPEST = 8
 _LINK_LOCAL = "20"
-
-
-class Use(NamedTuple):
-    """Something that would break if the function were taken away.
-
-    :ivar what: ``network``, ``disk``, ``console`` or ``display``.
-    :ivar text: what exactly, to complete "it …".
-    :ivar source: the file that says so.
-    """
-
-    what: str
-    text: str
-    source: str
 
 
 def read_uses(root: HostRoot) -> Mapping[Bdf, tuple[Use, ...]]:
     """Every use of every function, from one look at each table; what cannot be read counts as no use."""
     found: dict[Bdf, list[Use]] = {}
-    for bdf, use in (*_network(root), *_disks(root), *_consoles(root), *_displays(root)):
+    for bdf, use in (*_network(root), *disk_uses(root), *_consoles(root), *_displays(root)):
         found.setdefault(bdf, []).append(use)
     return {bdf: tuple(uses) for bdf, uses in found.items()}
 
 
 def _owner(root: HostRoot, kind: str, name: str) -> Bdf | None:
-    try:
-        target = os.readlink(root.file("sys/class", kind, name))
-    except OSError:
-        return None
-    for part in reversed(target.split("/")):
-        bdf = Bdf.maybe(part)
-        if bdf is not None:
-            return bdf
-    return None
-
-
-def _lines(root: HostRoot, name: str) -> tuple[list[list[str]], str]:
-    text = read_text(root.file(name), root=root)
-    return [line.split() for line in (text.value or "").splitlines()], text.source
+    return owner_in(class_link(root, kind, name))
 
 
 def _network(root: HostRoot) -> Iterator[tuple[Bdf, Use]]:
-    routes, route_file = _lines(root, "proc/net/route")
-    addresses, address_file = _lines(root, "proc/net/if_inet6")
+    routes, route_file = table_of(root, "proc/net/route")
+    addresses, address_file = table_of(root, "proc/net/if_inet6")
     for name in list_names(root.file("sys/class/net"), root=root).get(()):
         bdf = _owner(root, "net", name)
         if bdf is None:
@@ -74,38 +46,23 @@ def _network(root: HostRoot) -> Iterator[tuple[Bdf, Use]]:
             yield bdf, Use("network", f"has an IPv6 address ({escape(name)})", address_file)
         elif not root.text and ipv4_address(name) is not None:  # a fake root has no network of its own to ask
             yield bdf, Use("network", f"has an address ({escape(name)})", f"SIOCGIFADDR {escape(name)}")
-        if os.path.islink(root.file("sys/class/net", name, "master")):
-            source = f"/sys/class/net/{escape(name)}/master"
-            yield bdf, Use("network", f"is part of a bridge, bond or team ({escape(name)})", source)
+        yield from ((bdf, use) for use in _built_upon(root, name))
 
 
-def _disks(root: HostRoot) -> Iterator[tuple[Bdf, Use]]:
-    mounts, mount_file = _lines(root, "proc/self/mountinfo")
-    mounted = {row[2]: row[4] for row in reversed(mounts) if len(row) > 4}
-    swaps, swap_file = _lines(root, "proc/swaps")
-    swapping = {row[0].rpartition("/")[2] for row in swaps[1:] if row}
-    for name in list_names(root.file("sys/class/block"), root=root).get(()):
-        bdf = _owner(root, "block", name)
-        if bdf is None:
-            continue
-        for disk in _stack(root, name, _DEEPEST):
-            number = read_text(root.file("sys/class/block", disk, "dev"), root=root).value
-            if number in mounted:
-                yield bdf, Use("disk", f"holds {escape(mounted[number])} ({escape(disk)})", mount_file)
-            if disk in swapping:
-                yield bdf, Use("disk", f"holds swap ({escape(disk)})", swap_file)
-
-
-def _stack(root: HostRoot, name: str, depth: int) -> Iterator[str]:
-    # The disk and what is built on it; holders are named after their own entries in /sys/class/block.
-    yield name
-    if depth:
-        for holder in list_names(root.file("sys/class/block", name, "holders"), root=root).get(()):
-            yield from _stack(root, holder, depth - 1)
+def _built_upon(root: HostRoot, name: str) -> Iterator[Use]:
+    # A bridge, bond or team is its master; a VLAN or macvlan only lies above it (netdev_adjacent_sysfs_add, net/core).
+    folder, shown = f"/sys/class/net/{escape(name)}", escape(name)
+    above = list_names(root.file("sys/class/net", name), root=root).get(())
+    if "master" in above:
+        yield Use("network", f"is part of a bridge, bond or team ({shown})", f"{folder}/master")
+        return
+    for upper in (entry for entry in above if entry.startswith("upper_")):
+        text = f"carries {escape(upper.removeprefix('upper_'))} ({shown})"
+        yield Use("network", text, f"{folder}/{escape(upper)}")
 
 
 def _consoles(root: HostRoot) -> Iterator[tuple[Bdf, Use]]:
-    rows, source = _lines(root, "proc/consoles")
+    rows, source = table_of(root, "proc/consoles")
     for row in rows:
         bdf = _owner(root, "tty", row[0]) if row and "/" not in row[0] and row[0] != ".." else None
         if bdf is not None:

@@ -41,10 +41,10 @@ def perform(results_dir: Path) -> str:
         # What QEMU says may hold half a surrogate pair, which no encoding takes.
         with (results_dir / REPORT).open("w", encoding="utf-8", errors="backslashreplace") as report:
             try:
-                for when in ("first", "second"):
+                for when, wait_s in (("first", 0.0), ("second", _APART_S)):
+                    time.sleep(wait_s)
                     with contextlib.closing(Monitor(socket_path(results_dir, _SOCKET), _soon())) as monitor:
                         _look(monitor, when, report, seen)
-                    time.sleep(_APART_S)
             except VfioIntxError as error:
                 report.write(f"{error}\n")
                 return f"L1's QEMU did not answer: {error}"

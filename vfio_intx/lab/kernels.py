@@ -70,7 +70,7 @@ def cache_folder(name: str) -> Path:
 
 def find(name: str) -> Kernel | None:
     """The kernel of that name, if the cache has it; the network is not touched."""
-    _check(name)
+    check(name)
     link = cache_root() / "kernels" / name
     return _read(name, link.resolve()) if link.is_dir() else None
 
@@ -98,7 +98,8 @@ def fetch(name: str, say: Say, *, refresh: bool = False) -> Kernel:
     )
 
 
-def _check(name: str) -> None:
+def check(name: str) -> None:
+    """:raise UsageError: no kernel has that name; it lists those there are."""
     if name not in NAMES:
         raise UsageError(f"{name[:32]!r} is not a kernel of the lab", hint="one of " + ", ".join(NAMES))
 

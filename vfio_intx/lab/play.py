@@ -13,7 +13,8 @@ from pathlib import Path
 import msgspec
 
 from vfio_intx.deadline import Deadline
-from vfio_intx.errors import LabLost, VfioIntxError, WorldError
+from vfio_intx.errors import KernelError, LabLost, VfioIntxError, WorldError
+from vfio_intx.lab import kernels
 from vfio_intx.lab import scenario as scenarios
 from vfio_intx.lab.build_qemu import build
 from vfio_intx.lab.inside import RESULT
@@ -34,11 +35,17 @@ class _Written(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """A scenario that has run. ``error`` is None exactly if it held; ``kept`` is the folder left behind, if any."""
+    """A scenario that has run.
+
+    :ivar error: what it ended with; None exactly if it has a result.
+    :ivar kept: the folder left behind, if any.
+    :ivar not_kept: why that is not the folder asked for.
+    """
 
     result: dict[str, object]
     error: VfioIntxError | None
     kept: Path | None
+    not_kept: WorldError | None = None
 
 
 class Progress:
@@ -62,12 +69,17 @@ def results_folder() -> Path:
 def play(name: str, kernel: str | None, words: tuple[str, ...], say: Progress, *, keep: Path | None = None) -> Played:
     """Run the scenario *name*, on *kernel* instead of its own if that is given.
 
-    The results folder is removed if all went well, unless *keep* names a place to move it to.
+    The results folder is removed if all went well, unless *keep* names a place to move it to. Where a *keep* was named,
+    it is filled however this ends.
 
     :raise UsageError: if there is no such scenario or kernel. :raise MissingError: if this machine lacks something.
+    :raise KernelError: *keep* cannot be a folder. Nothing was booted.
     """
     chosen = scenarios.find(name)
     spec = chosen.SPEC if kernel is None else replace(chosen.SPEC, kernel=kernel)
+    kernels.check(spec.kernel)
+    if keep is not None:
+        _make_folder(keep)
     results_dir = results_folder()
     command = [sys.executable, "-m", "vfio_intx.lab.inside", name, str(results_dir), spec.kernel, *words]
     error: VfioIntxError | None = None
@@ -87,15 +99,36 @@ def play(name: str, kernel: str | None, words: tuple[str, ...], say: Progress, *
     except VfioIntxError as caught:
         error = caught
     except BaseException:
-        shutil.rmtree(results_dir, ignore_errors=True)
+        if keep is None or _moved(results_dir, keep) is None:
+            shutil.rmtree(results_dir, ignore_errors=True)
         raise
-    if error is None and keep is None:
-        shutil.rmtree(results_dir, ignore_errors=True)
-        return Played(result, None, None)
     if keep is not None:
-        shutil.copytree(results_dir, keep, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.sock"))
+        not_kept = _moved(results_dir, keep)
+        return Played(result, error, keep if not_kept is None else results_dir, not_kept)
+    if error is None:
         shutil.rmtree(results_dir, ignore_errors=True)
-    return Played(result, error, keep or results_dir)
+    return Played(result, error, None if error is None else results_dir)
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise KernelError("mkdir", str(path), error.errno or 0, hint="name a folder, or a place for one") from error
+
+
+def _moved(results_dir: Path, keep: Path) -> WorldError | None:
+    """Move everything but sockets to *keep*; why that failed, in which case *results_dir* stays."""
+    try:
+        shutil.copytree(results_dir, keep, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.sock"))
+    except shutil.Error as error:
+        # A list: which file, where to, what the kernel said. Where one has no room, hardly any other has.
+        [_, _, why], *_ = error.args[0]
+        return WorldError(f"{results_dir} cannot be moved to {keep}: {why}", hint=f"all of it is in {results_dir}")
+    except OSError as error:
+        return KernelError("copy", str(error.filename or keep), error.errno or 0, hint=f"all of it is in {results_dir}")
+    shutil.rmtree(results_dir, ignore_errors=True)
+    return None
 
 
 def _read(results_dir: Path, status: int) -> dict[str, object]:
@@ -114,7 +147,7 @@ def _read(results_dir: Path, status: int) -> dict[str, object]:
 
 
 def shell(name: str, kernel: str | None) -> int:
-    """An interactive shell in an L1 with the cards of the scenario *name*; its exit status is not known."""
+    """An interactive shell in an L1 with the cards of the scenario *name*; virtme-ng's own exit status."""
     chosen = scenarios.find(name)
     spec = chosen.SPEC if kernel is None else replace(chosen.SPEC, kernel=kernel)
     results_dir = results_folder()

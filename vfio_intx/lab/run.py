@@ -12,7 +12,7 @@ from pathlib import Path
 
 import vfio_intx
 from vfio_intx.deadline import Deadline
-from vfio_intx.errors import LabLost, MissingError
+from vfio_intx.errors import KernelError, LabLost, MissingError
 from vfio_intx.lab import autopsy, kernels
 from vfio_intx.lab.argv import Places, vng_argv
 from vfio_intx.lab.build_qemu import require_built
@@ -96,8 +96,9 @@ def shell_in_lab(spec: LabSpec, results_dir: Path) -> int:
 
     The shell does not outlive its terminal, and neither does L1.
     """
-    argv = _prepare(spec, ["bash", "--norc", "-i"], results_dir.resolve(), lambda line: None, {}, interactive=True)
-    return subprocess.run(argv, env=_environment()).returncode
+    results_dir = results_dir.resolve()
+    argv = _prepare(spec, ["bash", "--norc", "-i"], results_dir, lambda line: None, {}, interactive=True)
+    return subprocess.run(argv, env=_environment(results_dir)).returncode
 
 
 def _prepare(
@@ -111,12 +112,12 @@ def _prepare(
 ) -> list[str]:
     """Fetch and build what is needed, write L1's scripts into *results_dir*; the command that boots it."""
     require()
-    kernel = kernels.fetch(spec.kernel, on_line)
-    initramfs_for(kernel)
+    kernel = _fetched(spec.kernel, on_line)
     passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     inside = {INSIDE: spec.kernel, "VFIO_INTX_CACHE": str(kernels.cache_root()), **passed, **environment}
     folders = tuple(dict.fromkeys((PROJECT, Path(sys.prefix), kernels.cache_root())))
-    setting = Setting(results_dir, PROJECT, folders, kernel.modules, inside, interactive)
+    programs = Path(sys.executable).parent if interactive else None
+    setting = Setting(results_dir, PROJECT, folders, kernel.modules, inside, interactive, programs)
     (results_dir / INNER).write_text(inner_script(command, setting), "utf-8")
     outer = results_dir / OUTER
     outer.write_text(outer_script(setting), "utf-8")
@@ -125,8 +126,22 @@ def _prepare(
     return vng_argv(spec, Places(_vng(), kernel.image, results_dir, qemu), outer, interactive=interactive)
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PATH": f"{_vng().parent}:{kernels.search_path()}"}
+def _fetched(name: str, on_line: OnLine) -> kernels.Kernel:
+    """That kernel and its guest's initramfs, in the cache. :raise KernelError: no room there, or no right."""
+    try:
+        kernel = kernels.fetch(name, on_line)
+        initramfs_for(kernel)
+    except OSError as error:
+        where = str(error.filename or kernels.cache_root())
+        hint = "make room there, or name another folder with VFIO_INTX_CACHE"
+        raise KernelError("write", where, error.errno or 0, hint=hint) from error
+    return kernel
+
+
+def _environment(results_dir: Path) -> dict[str, str]:
+    """For virtme-ng, which is killed with L1 and then leaves what it has in TMPDIR."""
+    path = f"{_vng().parent}:{kernels.search_path()}"
+    return {**os.environ, "PATH": path, "TMPDIR": str(results_dir)}
 
 
 def _supervised(argv: Sequence[str], results_dir: Path, deadline: Deadline, on_line: OnLine) -> LabResult:
@@ -151,7 +166,9 @@ def _supervised(argv: Sequence[str], results_dir: Path, deadline: Deadline, on_l
     console = results_dir / "console"
     try:
         with nudged(results_dir):
-            ended = supervise(argv, console, deadline, tick, environment=_environment(), on_deadline=look_at_it)
+            ended = supervise(
+                argv, console, deadline, tick, environment=_environment(results_dir), on_deadline=look_at_it
+            )
     finally:
         follower.close()
     status = read_status(results_dir)

@@ -80,6 +80,7 @@ class Setting:
     :ivar modules: the modules of L1's kernel.
     :ivar environment: exported to the command.
     :ivar interactive: leave the terminal alone, for ``lab shell``.
+    :ivar programs: a folder that comes first in the shell's PATH.
     """
 
     results_dir: Path
@@ -88,6 +89,7 @@ class Setting:
     modules: Path
     environment: Mapping[str, str]
     interactive: bool = False
+    programs: Path | None = None
 
 
 def outer_script(setting: Setting) -> str:
@@ -108,7 +110,10 @@ def inner_script(command: Sequence[str], setting: Setting) -> str:
     results = shlex.quote(str(setting.results_dir))
     lines = [_PREPARE, *(f"export {name}={shlex.quote(value)}" for name, value in setting.environment.items())]
     lines += [_DRIVERS.format(modules=" ".join(MODULES)), f"cd {shlex.quote(str(setting.cwd))} || exit 1"]
+    if setting.programs is not None:
+        lines.append(f"export PATH={shlex.quote(str(setting.programs))}:$PATH")
     if setting.interactive:
+        lines.append("echo 'This is L1, the emulated host: vfio-intx scan shows its cards. exit ends it.'")
         return "\n".join([*lines, f"exec {shlex.join(command)}", ""])
     lines += [
         shlex.join(command),

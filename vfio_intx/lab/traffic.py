@@ -40,7 +40,7 @@ _LONGEST_LINE = 4096
 _PORT_S = 30
 
 
-def find_port_script(sysfs: str = "/sys", dev: str = "/dev", seconds: int = _PORT_S) -> str:
+def find_port_script(sysfs: str = "/sys", dev: str = "/dev", seconds: float = _PORT_S) -> str:
     """A shell script that waits for the port of a PCI serial card, sets it to raw 115200 and prints its name.
 
     It ends with 1 if none opens within *seconds*. What is in between matters: while the port changes hands (a slot of
@@ -51,7 +51,7 @@ def find_port_script(sysfs: str = "/sys", dev: str = "/dev", seconds: int = _POR
     """
     ports = f"ls -l {sysfs}/class/tty 2>/dev/null | sed -n 's,.*/pci0000:00/.*/tty/,,p' | grep ttyS"
     return f"""
-        for i in $(seq {seconds * 10}); do
+        for i in $(seq {round(seconds * 10)}); do
             for port in $({ports}); do
                 [ -c {dev}/$port ] && stty -F {dev}/$port raw -echo 115200 2>/dev/null && echo $port && exit 0
             done

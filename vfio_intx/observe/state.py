@@ -6,8 +6,9 @@ acknowledged it. So a line is only called stuck when it was so in two looks and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+
+import msgspec
 
 from vfio_intx.chain.stage import Stage
 
@@ -30,8 +31,7 @@ class Word(Enum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(msgspec.Struct, frozen=True):
     """The word, the stage where it is stuck, and why."""
 
     word: Word
@@ -44,8 +44,7 @@ class State:
         return "polling (host line disabled)" if self.word is Word.POLLING else self.word.value
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(msgspec.Struct, frozen=True):
     """A line at one moment. What could not be read is None.
 
     :ivar at: seconds of the monotonic clock.

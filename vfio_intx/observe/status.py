@@ -9,8 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from functools import partial
+
+import msgspec
 
 from vfio_intx.chain.evidence import Evidence, weigh
 from vfio_intx.errors import VfioIntxError
@@ -20,19 +21,28 @@ from vfio_intx.host.root import HostRoot
 from vfio_intx.names import Bdf, escape
 from vfio_intx.observe.together import together
 from vfio_intx.observe.visit import Visit
-from vfio_intx.qemu.guestpci import PassedThrough, list_passed_through
-from vfio_intx.qemu.monitor import Monitor
-from vfio_intx.qemu.process import QemuProcess, find_processes, open_monitor_of
-from vfio_intx.wiring.inspect import Board, read_board, report
+from vfio_intx.qemu.features import read_counts
+from vfio_intx.qemu.guestpci import DEVICES_QUESTIONS, PassedThrough, list_passed_through
+from vfio_intx.qemu.irqchip import IrqCounts
+from vfio_intx.qemu.monitor import Monitor, human_question
+from vfio_intx.qemu.process import QemuProcess, find_processes, holders_among, open_monitor_of
+from vfio_intx.wiring.inspect import (
+    BOARD_QUESTIONS,
+    GUEST_QUESTIONS,
+    Board,
+    device_question,
+    read_board,
+    read_guest,
+    report,
+)
 from vfio_intx.wiring.line import LineReport, Uptake
-from vfio_intx.wiring.verify import HostLine, Sample, Witness, close_samples, no_witness, open_samples, read_host_line
+from vfio_intx.wiring.verify import HostLine, HostLook, Witness, look, no_witness, read_host_line, settle
 
 #: Opens a VM's monitor; the caller closes it.
 Opener = Callable[[], Monitor]
 
 
-@dataclass(frozen=True, slots=True)
-class VmStatus:
+class VmStatus(msgspec.Struct, frozen=True):
     """One VM and its lines. ``trouble`` says what kept us from asking its QEMU, with the next step."""
 
     pid: int | None
@@ -52,13 +62,20 @@ class VmStatus:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What the first visit to a VM brought home."""
+class _Asked(msgspec.Struct, frozen=True):
+    """What the first visit to a VM brought home. *counts* are older than the host's side of the first samples."""
 
     board: Board
     devices: tuple[tuple[PassedThrough, Bdf], ...]
-    first: Mapping[Bdf, Sample]
+    counts: IrqCounts
+
+
+class _Between(msgspec.Struct, frozen=True):
+    """What was seen on the host between the two visits to all VMs: at the start and the end, and by the witnesses."""
+
+    first: HostLook
+    last: HostLook
+    further: Mapping[Bdf, Sequence[Evidence]]
 
 
 def gather(
@@ -75,7 +92,7 @@ def gather(
     found = together([partial(_visit, root, _opener(root, process, budget_s)) for process in busy])
     visits = list(zip(busy, found, strict=True))
     asked = [(process.pid, one) for process, one in visits if isinstance(one, _Asked)]
-    seen = _watch(asked, interval_s, witness)
+    seen = _watch(root, asked, interval_s, witness)
     ends = together([partial(_conclude, root, process, one, budget_s, seen) for process, one in visits])
     told = {process.pid: end for process, end in zip(busy, ends, strict=True)}
     return tuple(told.get(process.pid) or _without_lines(process) for process in processes)
@@ -86,27 +103,29 @@ def gather_one(
 ) -> VmStatus:
     """The VM behind one monitor that was named. :raise VfioIntxError: if it cannot be asked."""
     with closing(Visit(opener())) as monitor:
-        pid, asked = monitor.peer_pid, _ask_first(monitor, root)
-    seen = _watch([(pid, asked)], interval_s, witness)
+        pid, asked = monitor.peer_pid, _ask_first(monitor)
+    seen = _watch(root, [(pid, asked)], interval_s, witness)
     with closing(Visit(opener())) as monitor:
-        return VmStatus(pid, name, asked.board.machine, _ask_again(monitor, root, asked, seen))
+        return VmStatus(pid, name, asked.board.machine, _ask_again(monitor, asked, seen))
 
 
-def _watch(
-    asked: Iterable[tuple[int | None, _Asked]], interval_s: float, witness: Witness
-) -> Mapping[Bdf, Sequence[Evidence]]:
-    """Let the interval pass with a witness at every line; without lines there is nothing to wait for."""
+def _watch(root: HostRoot, asked: Iterable[tuple[int | None, _Asked]], interval_s: float, witness: Witness) -> _Between:
+    """Let the interval pass with a witness at every line; without lines there is nothing to wait for.
+
+    The host is looked at once at each end, for all VMs: after the last of them was asked and before any is asked again.
+    """
     lines = [(bdf, pid) for pid, one in asked for _, bdf in one.devices]
+    first = look(root)
     with ExitStack() as stack:
-        seen = {bdf: stack.enter_context(witness(bdf, pid)) for bdf, pid in lines}
+        further = {bdf: stack.enter_context(witness(bdf, pid)) for bdf, pid in lines}
         if lines:
             time.sleep(interval_s)
-    return seen
+    return _Between(first, look(root) if lines else first, further)
 
 
 def _may_have_lines(process: QemuProcess) -> bool:
     held = process.descriptors.value
-    return held is None or bool(held.vfio_devices or held.vfio_groups)
+    return held is None or bool(held.vfio_devices or held.vfio_nodes)
 
 
 def _without_lines(process: QemuProcess) -> VmStatus:
@@ -120,25 +139,29 @@ def _opener(root: HostRoot, process: QemuProcess, budget_s: float) -> Opener:
 def _visit(root: HostRoot, opener: Opener) -> _Asked | VfioIntxError:
     try:
         with closing(Visit(opener())) as monitor:
-            return _ask_first(monitor, root)
+            return _ask_first(monitor)
     except VfioIntxError as error:
         return error
 
 
-def _ask_first(monitor: Monitor, root: HostRoot) -> _Asked:
+def _ask_first(monitor: Visit) -> _Asked:
+    monitor.foresee((*DEVICES_QUESTIONS, *BOARD_QUESTIONS))
     devices = tuple((device, device.host) for device in list_passed_through(monitor) if device.host is not None)
-    first = open_samples(monitor, root, [bdf for _, bdf in devices])
-    return _Asked(read_board(monitor), devices, first)
+    return _Asked(read_board(monitor), devices, read_counts(monitor))
 
 
-def _ask_again(
-    monitor: Monitor, root: HostRoot, asked: _Asked, seen: Mapping[Bdf, Sequence[Evidence]]
-) -> tuple[LineReport, ...]:
+def _ask_again(monitor: Visit, asked: _Asked, seen: _Between) -> tuple[LineReport, ...]:
+    # Answered before the next is sent: QEMU has gone round its main loop by then.
+    settle(monitor)
+    # The counts come first, so that the window is as narrow as can be.
+    asks_of_each = (device_question(device) for device, _ in asked.devices)
+    monitor.foresee((human_question("info irq"), *GUEST_QUESTIONS, *asks_of_each))
+    counts, guest = read_counts(monitor), read_guest(monitor)
     found: list[LineReport] = []
-    last = close_samples(monitor, root, [bdf for _, bdf in asked.devices])
     for device, bdf in asked.devices:
-        samples = (asked.first[bdf], last[bdf])
-        found.append(report(monitor, asked.board, device, bdf, samples, further=seen.get(bdf, ())))
+        samples = (seen.first.sample(bdf, asked.counts), seen.last.sample(bdf, counts))
+        further = seen.further.get(bdf, ())
+        found.append(report(monitor, asked.board, guest, device, bdf, samples, further=further))
     return tuple(found)
 
 
@@ -147,7 +170,7 @@ def _conclude(
     process: QemuProcess,
     found: _Asked | VfioIntxError,
     budget_s: float,
-    seen: Mapping[Bdf, Sequence[Evidence]],
+    seen: _Between,
 ) -> VmStatus:
     machine = process.command_line.machine
     error = found if isinstance(found, VfioIntxError) else None
@@ -155,7 +178,7 @@ def _conclude(
         machine = found.board.machine
         try:
             with closing(Visit(_opener(root, process, budget_s)())) as monitor:
-                lines = _ask_again(monitor, root, found, seen)
+                lines = _ask_again(monitor, found, seen)
             return VmStatus(process.pid, process.command_line.name, machine, lines)
         except VfioIntxError as second:
             error = second
@@ -171,13 +194,13 @@ def _words(error: VfioIntxError | None, process: QemuProcess) -> tuple[str, ...]
 
 
 def _host_only(root: HostRoot, process: QemuProcess) -> Iterable[LineReport]:
-    """The lines of a VM that cannot be asked: the functions of the groups that it holds, where vfio handles INTx."""
+    """The lines of a VM that cannot be asked: the functions that it holds, where vfio handles INTx."""
     held = process.descriptors.value
-    for bdf in list_functions(root).get(()) if held is not None and held.vfio_groups else ():
+    for bdf in list_functions(root).get(()) if held is not None and held.vfio_nodes else ():
         function = read_function(root, bdf)
-        if function is None or held is None or function.group.value not in held.vfio_groups:
+        if function is None or not is_vfio_driver(function.driver.get("")):
             continue
-        line = read_host_line(root, bdf) if is_vfio_driver(function.driver.get("")) else None
+        line = read_host_line(root, bdf) if holders_among(root, (process,), function) else None
         if line is not None:
             yield _unasked(bdf, line)
 
@@ -195,5 +218,5 @@ def _unasked(bdf: Bdf, line: HostLine) -> LineReport:
         qemu_interrupts=None,
         window=None,
         verdict=weigh(()),
-        notes=("found by the IOMMU group that the process holds; QEMU could not be asked",),
+        notes=("found by the device file that the process has open; QEMU could not be asked",),
     )

@@ -13,7 +13,7 @@ from vfio_intx.host.pci import read_function
 from vfio_intx.host.root import HostRoot
 from vfio_intx.names import Bdf, Gsi, HostIrq
 from vfio_intx.observe.events import Kind, Target
-from vfio_intx.qemu.process import find_processes, read_descriptors
+from vfio_intx.qemu.process import find_processes, holders_among, read_descriptors
 
 _MESSAGE = -1
 _OF_PINS = (Kind.SET_IRQ, Kind.IOAPIC, Kind.PIC, Kind.ACK)
@@ -71,15 +71,11 @@ def resolve(root: HostRoot, *, pid: int | None, gsi: Gsi | None, bdf: Bdf | None
 
 
 def _holder(root: HostRoot, bdf: Bdf) -> int:
-    """The QEMU that has *bdf*'s IOMMU group open, or, with an IOMMUFD, the only one that has any vfio device open."""
+    """The one QEMU that has *bdf* open."""
     function = read_function(root, bdf)
-    group = function.group.value if function is not None else None
-    held = [(process.pid, process.descriptors.value) for process in find_processes(root)]
-    by_group = [pid for pid, holds in held if holds is not None and group is not None and group in holds.vfio_groups]
-    by_device = [pid for pid, holds in held if holds is not None and holds.vfio_devices]
-    for found in (by_group, by_device):
-        if len(found) == 1:
-            return found[0]
+    found = () if function is None else holders_among(root, find_processes(root), function)
+    if len(found) == 1:
+        return found[0].pid
     raise MissingError(f"the VM that holds {bdf} cannot be told", hint="name its process with --pid")
 
 

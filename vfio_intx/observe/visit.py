@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from vfio_intx.errors import PeerRefused
-from vfio_intx.qemu.monitor import Event, Monitor
+from vfio_intx.qemu.monitor import Event, Monitor, Question
 
 
 class Visit:
@@ -32,16 +32,29 @@ class Visit:
         self, command: str, arguments: Mapping[str, object] | None = None, *, budget_s: float | None = None
     ) -> object:
         """As :meth:`Monitor.execute`, the first time; the same answer or refusal afterwards."""
-        question = f"{command} {sorted((arguments or {}).items())!r}"
-        if question not in self._answers:
+        key = _key((command, arguments))
+        if key not in self._answers:
             try:
-                self._answers[question] = self._monitor.execute(command, arguments, budget_s=budget_s)
+                self._answers[key] = self._monitor.execute(command, arguments, budget_s=budget_s)
             except PeerRefused as refusal:
-                self._answers[question] = refusal
-        answer = self._answers[question]
+                self._answers[key] = refusal
+        answer = self._answers[key]
         if isinstance(answer, PeerRefused):
             raise answer
         return answer
+
+    def execute_all(
+        self, questions: Sequence[Question], *, budget_s: float | None = None
+    ) -> list[object | PeerRefused]:
+        """As :meth:`Monitor.execute_all`, for those that were not asked before."""
+        new = list({_key(question): question for question in questions if _key(question) not in self._answers}.values())
+        answers = self._monitor.execute_all(new, budget_s=budget_s) if new else []
+        self._answers.update(zip(map(_key, new), answers, strict=True))
+        return [self._answers[_key(question)] for question in questions]
+
+    def foresee(self, questions: Iterable[Question]) -> None:
+        """Ask at once, in this order, what will be asked; the answers wait here. :raise PeerError: as ``execute``."""
+        self.execute_all(list(questions))
 
     def take_events(self) -> tuple[Event, ...]:
         """The other's."""
@@ -50,3 +63,8 @@ class Visit:
     def close(self) -> None:
         """Close the other."""
         self._monitor.close()
+
+
+def _key(question: Question) -> str:
+    command, arguments = question
+    return f"{command} {sorted((arguments or {}).items())!r}"

@@ -6,9 +6,11 @@ management has suspended is not read, because that would wake it.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+import msgspec
 
 from vfio_intx.chain.fact import Fact
 from vfio_intx.host.irq import read_interrupts, vfio_device
@@ -21,8 +23,7 @@ _STATUS_INTX = 1 << 3
 _ALL_ONES = b"\xff" * 8
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(msgspec.Struct, frozen=True):
     """One line after a tick. ``ack_us`` is p50 and p99 from handler to acknowledge, where the line is traced.
 
     :ivar rate: interrupts a second since the tick before.
@@ -51,21 +52,20 @@ class Row:
         }
 
 
-@dataclass(slots=True)
-class _Line:
+class _Line(msgspec.Struct):
     look: Look
     irq: HostIrq
     still_since: float
     last: float | None = None
 
 
-@dataclass(slots=True)
 class Watcher:
     """Looks at all lines at every :meth:`tick`; remembers for each since when it stands still."""
 
-    root: HostRoot
-    clock: Callable[[], float] = time.monotonic
-    _lines: dict[Bdf, _Line] = field(default_factory=dict)
+    def __init__(self, root: HostRoot, clock: Callable[[], float] = time.monotonic) -> None:
+        self.root = root
+        self.clock = clock
+        self._lines: dict[Bdf, _Line] = {}
 
     def tick(self) -> list[Row]:
         """Every line that vfio handles now, by address. A line seen for the first time has no rate yet."""
@@ -111,13 +111,16 @@ class Watcher:
 
 def read_registers(root: HostRoot, bdf: Bdf) -> Fact[tuple[int, int]]:
     """Command and Status of a function, unknown for one that is asleep, gone or dead."""
-    place = root.pci_device(bdf)
+    place = root.function(bdf)
     source = f"/sys/bus/pci/devices/{bdf}/config"
-    if read_text(place / "power/runtime_status", root=root).get("active") == "suspended":
+    if read_text(f"{place}/power/runtime_status", root=root).get("active") == "suspended":
         return Fact.unknown(source, "the device is suspended, reading would wake it")
     try:
-        with (place / "config").open("rb", buffering=0) as file:
-            head = file.read(8)
+        fd = os.open(f"{place}/config", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            head = os.read(fd, 8)
+        finally:
+            os.close(fd)
     except OSError as error:
         return Fact.unknown(source, error.strerror or str(error))
     if len(head) < 8 or head == _ALL_ONES:
@@ -127,5 +130,5 @@ def read_registers(root: HostRoot, bdf: Bdf) -> Fact[tuple[int, int]]:
 
 def read_disabled(root: HostRoot, irq: HostIrq) -> Fact[bool]:
     """Whether the kernel gave the line up; only a kernel with CONFIG_GENERIC_IRQ_DEBUGFS tells, in debugfs."""
-    text = read_text(root.at("sys/kernel/debug/irq/irqs", str(irq)), root=root)
+    text = read_text(root.file("sys/kernel/debug/irq/irqs", str(irq)), root=root)
     return text.map(lambda words: "IRQS_SPURIOUS_DISABLED" in words)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 _PIECE = re.compile(r"((?:[^,]|,,)*)(?:,|$)")
 
 
-@dataclass(frozen=True, slots=True)
-class MonitorAddress:
+class MonitorAddress(msgspec.Struct, frozen=True):
     """Where a QMP monitor is, by the command line: a socket's path, or a descriptor that QEMU inherited.
 
     :ivar words: the option as it was written, for messages.
@@ -25,8 +25,7 @@ class MonitorAddress:
     fd: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class CommandLine:
+class CommandLine(msgspec.Struct, frozen=True):
     """What a QEMU was started with.
 
     :ivar monitors: its QMP monitors that are sockets on this machine, in order.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from vfio_intx.errors import MissingError, PeerRefused
 from vfio_intx.qemu import replies
@@ -13,8 +13,7 @@ from vfio_intx.qemu.monitor import Monitor, ask, human
 NO_KVM_INTX = "x-no-kvm-intx"
 
 
-@dataclass(frozen=True, slots=True)
-class Features:
+class Features(msgspec.Struct, frozen=True):
     """The commands and the properties of ``vfio-pci`` that a QEMU has.
 
     :ivar device_properties: empty where this QEMU has no ``vfio-pci`` device at all.

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
 
 from vfio_intx.errors import MissingError, PeerRefused, UsageError
 from vfio_intx.names import Bdf
 from vfio_intx.qemu import replies
-from vfio_intx.qemu.monitor import Monitor, ask
+from vfio_intx.qemu.monitor import Monitor, Question, ask
 
 _CONTAINERS = ("/machine/peripheral", "/machine/peripheral-anon")
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,62}")
+T = TypeVar("T", str, bool)
 _ROOT_BUS = re.compile(r"pcie?\.0")
 
 
@@ -30,8 +33,7 @@ def default_device_id(bdf: Bdf) -> str:
     return f"intx-{bdf.domain:04x}-{bdf.bus:02x}-{bdf.slot:02x}-{bdf.function}"
 
 
-@dataclass(frozen=True, slots=True)
-class PassedThrough:
+class PassedThrough(msgspec.Struct, frozen=True):
     """A vfio-pci device of a VM. ``id`` is None for one that the command line gave none."""
 
     path: str
@@ -39,8 +41,7 @@ class PassedThrough:
     host: Bdf | None
 
 
-@dataclass(frozen=True, slots=True)
-class Bus:
+class Bus(msgspec.Struct, frozen=True):
     """A PCI bus that takes a device while the VM runs. ``port`` is True where it has room for one device only."""
 
     name: str
@@ -50,13 +51,24 @@ class Bus:
 
 def qom_list(monitor: Monitor, path: str) -> replies.Properties:
     """The members of one object. :raise PeerError: as ``execute`` does; PeerRefused where there is no such object."""
-    return ask(monitor, "qom-list", replies.Properties, {"path": path})
+    command, arguments = list_question(path)
+    return ask(monitor, command, replies.Properties, arguments)
+
+
+def list_question(path: str) -> Question:
+    """The question that :func:`qom_list` asks."""
+    return "qom-list", {"path": path}
+
+
+def get_question(path: str, name: str) -> Question:
+    """The question that :func:`qom_text` and :func:`qom_flag` ask."""
+    return "qom-get", {"path": path, "property": name}
 
 
 def qom_text(monitor: Monitor, path: str, name: str) -> str | None:
     """One string property, None where the object has none of that name. :raise PeerError: as ``execute`` does."""
     try:
-        return ask(monitor, "qom-get", str, {"path": path, "property": name})
+        return _get(monitor, path, name, str)
     except PeerRefused:
         return None
 
@@ -64,25 +76,45 @@ def qom_text(monitor: Monitor, path: str, name: str) -> str | None:
 def qom_flag(monitor: Monitor, path: str, name: str) -> bool | None:
     """One boolean property, None where the object has none of that name. :raise PeerError: as ``execute`` does."""
     try:
-        return ask(monitor, "qom-get", bool, {"path": path, "property": name})
+        return _get(monitor, path, name, bool)
     except PeerRefused:
         return None
 
 
+def _get(monitor: Monitor, path: str, name: str, wanted: type[T]) -> T:
+    command, arguments = get_question(path, name)
+    return ask(monitor, command, wanted, arguments)
+
+
+#: What :func:`list_passed_through` asks first.
+DEVICES_QUESTIONS: tuple[Question, ...] = tuple(map(list_question, _CONTAINERS))
+
+
 def list_passed_through(monitor: Monitor) -> tuple[PassedThrough, ...]:
     """Every vfio-pci device of a VM. A host address that is no BDF of ours (``sysfsdev=``) is None."""
-    found: list[PassedThrough] = []
-    for container in _CONTAINERS:
-        for one in qom_list(monitor, container):
-            if one.child_type in ("vfio-pci", "vfio-pci-nohotplug"):
-                path = f"{container}/{one.name}"
-                identity = one.name if container == _CONTAINERS[0] else None
-                found.append(PassedThrough(path, identity, _host_address(monitor, path)))
-    return tuple(found)
+    found = [(f"{container}/{name}", container == _CONTAINERS[0], name) for container, name in _vfio_children(monitor)]
+    hosts = monitor.execute_all([get_question(path, "host") for path, _, _ in found])
+    return tuple(
+        PassedThrough(path, name if named else None, _host_address(monitor, path, _text(monitor, said)))
+        for (path, named, name), said in zip(found, hosts, strict=True)
+    )
 
 
-def _host_address(monitor: Monitor, path: str) -> Bdf | None:
-    text = qom_text(monitor, path, "host") or ""
+def _vfio_children(monitor: Monitor) -> list[tuple[str, str]]:
+    return [
+        (container, one.name)
+        for container in _CONTAINERS
+        for one in qom_list(monitor, container)
+        if one.child_type in ("vfio-pci", "vfio-pci-nohotplug")
+    ]
+
+
+def _text(monitor: Monitor, said: object) -> str | None:
+    return None if isinstance(said, PeerRefused) else replies.parse(said, str, "qom-get", monitor.name)
+
+
+def _host_address(monitor: Monitor, path: str, host: str | None) -> Bdf | None:
+    text = host or ""
     if text in ("", "ffffffff:ffff:ffff.ffffffff"):
         text = (qom_text(monitor, path, "sysfsdev") or "").rpartition("/")[2]
     try:
@@ -139,8 +171,7 @@ def _occupied(monitor: Monitor, bus: Bus) -> bool:
     return any(one.name.startswith("child[") for one in qom_list(monitor, bus.path))
 
 
-@dataclass(frozen=True, slots=True)
-class GuestView:
+class GuestView(msgspec.Struct, frozen=True):
     """A device as the guest has it now. ``shares_line_with`` are other functions that may be on the same GSI."""
 
     device: replies.PciDevice
@@ -153,10 +184,17 @@ class GuestView:
         return all(region.is_programmed for region in self.device.regions if region.bar != 6)
 
 
-def view_device(monitor: Monitor, device_id: str, machine: str) -> GuestView | None:
-    """The device of that id in ``query-pci``, None where the guest has none. :raise PeerError: as ``execute`` does."""
-    tree = ask(monitor, "query-pci", replies.PciTree)
-    everything = list(replies.functions(tree))
+#: Every function of a guest with the bridges above it.
+Functions = tuple[tuple[replies.PciDevice, tuple[replies.PciDevice, ...]], ...]
+
+
+def read_functions(monitor: Monitor) -> Functions:
+    """``query-pci``. :raise PeerError: as ``execute`` does."""
+    return tuple(replies.functions(ask(monitor, "query-pci", replies.PciTree)))
+
+
+def view_device(everything: Functions, device_id: str, machine: str) -> GuestView | None:
+    """The device of that id among a guest's functions, None where there is none."""
     for device, bridges in everything:
         if device.qdev_id == device_id:
             mine = candidate_gsis(machine, device, bridges)[:1]

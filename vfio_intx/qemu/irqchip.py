@@ -9,8 +9,9 @@ from the words beside it, whose wording has changed.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from enum import Enum
+
+import msgspec
 
 from vfio_intx.errors import PeerGarbage
 
@@ -45,8 +46,7 @@ class IrqchipKind(Enum):
     """All in QEMU: TCG, or ``kernel-irqchip=off``."""
 
 
-@dataclass(frozen=True, slots=True)
-class IoapicPin:
+class IoapicPin(msgspec.Struct, frozen=True):
     """One redirection entry. ``raised`` is the pin's bit in IRR: the line is up, whatever the mask says."""
 
     number: int
@@ -57,16 +57,14 @@ class IoapicPin:
     raised: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Ioapic:
+class Ioapic(msgspec.Struct, frozen=True):
     """One IOAPIC; pin *n* of the first one is GSI *n* on every x86 machine of QEMU."""
 
     version: int
     pins: tuple[IoapicPin, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Pic:
+class Pic(msgspec.Struct, frozen=True):
     """One 8259; ``number`` 0 has IRQ 0-7, ``number`` 1 has IRQ 8-15. The others are its registers."""
 
     number: int
@@ -76,8 +74,7 @@ class Pic:
     elcr: int
 
 
-@dataclass(frozen=True, slots=True)
-class Controllers:
+class Controllers(msgspec.Struct, frozen=True):
     """``info pic``: what the guest has programmed and what is pending."""
 
     ioapics: tuple[Ioapic, ...]
@@ -99,14 +96,13 @@ class Controllers:
         return (pin is not None and pin.level and not pin.masked) or (gsi < 16 and self.pic_listens(gsi))
 
 
-@dataclass(frozen=True, slots=True)
-class IrqCounts:
+class IrqCounts(msgspec.Struct, frozen=True):
     """``info irq``: how often QEMU itself raised each line, since it started, by controller and GSI.
 
     Lines that KVM raised on its own (an irqfd) are not counted: that is what makes the counts a witness.
     """
 
-    by_controller: dict[str, dict[int, int]] = field(default_factory=dict)
+    by_controller: dict[str, dict[int, int]] = msgspec.field(default_factory=dict)
 
     def of(self, gsi: int) -> int:
         """Interrupts that QEMU raised on *gsi*; below 16 both IOAPIC and PIC see each, so the larger count holds."""

@@ -12,7 +12,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 import msgspec
@@ -20,7 +20,7 @@ import msgspec
 from vfio_intx.deadline import Deadline
 from vfio_intx.errors import MissingError, PeerError, PeerGarbage, PeerGone, PeerRefused, PeerTimeout, UsageError
 from vfio_intx.names import escape
-from vfio_intx.qemu.monitor import DEFAULT_BUDGET_S, LONGEST_LINE, Event
+from vfio_intx.qemu.monitor import DEFAULT_BUDGET_S, LONGEST_LINE, Event, Question
 
 _DOMAIN = re.compile(r"[A-Za-z0-9_.:+@][A-Za-z0-9_.:+@ -]{0,127}")
 _LONGEST_WORDS = 1024
@@ -87,6 +87,18 @@ class VirshMonitor:
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
             raise PeerGarbage(f"{self.name} answered {command} with something that is not QMP") from error
         raise PeerGarbage(f"{self.name} answered {command} with neither or both of a result and an error")
+
+    def execute_all(
+        self, questions: Sequence[Question], *, budget_s: float | None = None
+    ) -> list[object | PeerRefused]:
+        """See :meth:`vfio_intx.qemu.monitor.Monitor.execute_all`; each is a virsh of its own."""
+        answers: list[object | PeerRefused] = []
+        for command, arguments in questions:
+            try:
+                answers.append(self.execute(command, arguments, budget_s=budget_s))
+            except PeerRefused as refusal:
+                answers.append(refusal)
+        return answers
 
     def _virsh(self, arguments: list[str], deadline: Deadline) -> bytes:
         environment = {**os.environ, "LC_ALL": "C"}

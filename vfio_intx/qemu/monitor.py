@@ -4,10 +4,10 @@ Every wait has a named deadline. Whatever the other side does ends in one of the
 greets by halves, it sends garbage, JSON nested without end or a line without end, it answers with both a result and an
 error, it stops, it dies. Nothing here rests on ``assert``, so ``python -O`` changes nothing.
 
-Built on :class:`qemu.qmp.QMPClient`, three of whose traits are worked around with its public means only: it validates
-the negotiation by ``assert`` (so we negotiate ourselves), it keeps every event for ever (so our event filter takes
-them into a bounded queue and keeps the client from storing any), and its ``disconnect()`` can hang on a peer that does
-not read (so we hold the socket and shut it down).
+Built on :class:`qemu.qmp.QMPClient` (:mod:`vfio_intx.qemu.client`), three of whose traits are worked around with its
+public means only: it validates the negotiation by ``assert`` (so we negotiate ourselves), it keeps every event for
+ever (so our event filter takes them into a bounded queue and keeps the client from storing any), and its
+``disconnect()`` can hang on a peer that does not read (so we hold the socket and shut it down).
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import msgspec
 
 from vfio_intx.deadline import Deadline
 from vfio_intx.errors import KernelError, PeerError, PeerGarbage, PeerGone, PeerRefused, PeerTimeout
@@ -30,9 +31,14 @@ from vfio_intx.names import escape
 from vfio_intx.qemu import replies
 
 if TYPE_CHECKING:
-    from qemu.qmp import Message, QMPClient
+    from qemu.qmp import Message
+
+    from vfio_intx.qemu.client import Client
 
 T = TypeVar("T")
+
+#: A command and its arguments.
+Question = tuple[str, Mapping[str, object] | None]
 
 #: How long one command may take unless told otherwise, in seconds.
 DEFAULT_BUDGET_S = 10.0
@@ -41,13 +47,11 @@ LONGEST_LINE = 8 << 20
 #: Most events that are kept until somebody asks for them; older ones are dropped and counted.
 MOST_EVENTS = 1024
 _CLOSE_BUDGET_S = 1.0
-_LONGEST_WORDS = 1024
 #: Most characters of an event's members, names included; QEMU's own have some hundreds.
 _LARGEST_EVENT = 16384
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True):
     """Something QEMU told of unasked. ``data`` are its plain members, unchecked: compare them, never trust them."""
 
     name: str
@@ -77,6 +81,18 @@ class Monitor(Protocol):
         :raise PeerGarbage: the answer is no QMP. The connection is of no more use.
         """
 
+    def execute_all(
+        self, questions: Sequence[Question], *, budget_s: float | None = None
+    ) -> list[object | PeerRefused]:
+        """The ``return`` of each command or what it was refused with, in their order.
+
+        They run in that order too, and a refused one does not keep the next from running. Where a monitor can, they
+        are sent without waiting for the answers in between.
+
+        :param budget_s: seconds allowed for each, from the answer to the one before; None for the monitor's own.
+        :raise PeerError: as :meth:`execute` does but for PeerRefused; which of the commands ran is unknown.
+        """
+
     def take_events(self) -> tuple[Event, ...]:
         """The events that came since the last call, oldest first; never waits, empty where events are not carried."""
 
@@ -99,7 +115,13 @@ def ask(
 
 def human(monitor: Monitor, line: str, *, budget_s: float | None = None) -> str:
     """What the human monitor command *line* prints. :raise PeerError: as :meth:`Monitor.execute` does."""
-    return ask(monitor, "human-monitor-command", replies.Text, {"command-line": line}, budget_s=budget_s)
+    command, arguments = human_question(line)
+    return ask(monitor, command, replies.Text, arguments, budget_s=budget_s)
+
+
+def human_question(line: str) -> Question:
+    """The question that :func:`human` asks."""
+    return "human-monitor-command", {"command-line": line}
 
 
 class QmpMonitor:
@@ -116,7 +138,7 @@ class QmpMonitor:
     def __init__(
         self, sock: socket.socket, name: str, *, budget_s: float = DEFAULT_BUDGET_S, peer_pid: int | None = None
     ) -> None:
-        from qemu.qmp import QMPClient
+        from vfio_intx.qemu.client import Client
 
         _keep_quiet()
         self._name = name
@@ -127,7 +149,7 @@ class QmpMonitor:
         self._events: deque[Event] = deque(maxlen=MOST_EVENTS)
         self._dropped = 0
         self._runner = asyncio.Runner()
-        self._client = QMPClient(readbuflen=LONGEST_LINE)
+        self._client = Client(readbuflen=LONGEST_LINE)
         self._client.negotiate = False
         self._client.events.event_filter = self._keep_event
         try:
@@ -151,7 +173,7 @@ class QmpMonitor:
         """How many events were dropped: nobody asked for them in time, or they were too large to be any of QEMU's."""
         return self._dropped
 
-    def _greet(self, client: QMPClient, sock: socket.socket) -> None:
+    def _greet(self, client: Client, sock: socket.socket) -> None:
         deadline = Deadline.after("QMP greeting", self._budget_s)
         try:
             self._run(client.connect(sock), deadline)
@@ -174,17 +196,28 @@ class QmpMonitor:
     def _execute(self, command: str, arguments: Mapping[str, object] | None, deadline: Deadline) -> object:
         from qemu.qmp import ExecuteError
 
+        from vfio_intx.qemu.client import refusal
+
+        self._require_usable()
+        try:
+            return self._run(self._client.execute(command, arguments), deadline)
+        except ExecuteError as error:
+            raise refusal(self._name, command, error) from error
+
+    def execute_all(
+        self, questions: Sequence[Question], *, budget_s: float | None = None
+    ) -> list[object | PeerRefused]:
+        """See :meth:`Monitor.execute_all`."""
+        self._require_usable()
+        each_s = budget_s or self._budget_s
+        whole = Deadline.after(f"{len(questions)} commands", each_s * (len(questions) + 1))
+        return self._run(self._client.execute_all(self._name, questions, each_s), whole)
+
+    def _require_usable(self) -> None:
         if self._socket is None:
             raise PeerGone(f"{self._name} is closed")
         if self._broken is not None:
             raise self._broken
-        try:
-            return self._run(self._client.execute(command, arguments), deadline)
-        except ExecuteError as error:
-            if "return" in error.received:
-                raise PeerGarbage(f"{self._name} answered {command} with both a result and an error") from error
-            words = escape(str(error))[:_LONGEST_WORDS]
-            raise PeerRefused(command, escape(error.error_class)[:64], words) from error
 
     def give_descriptor(self, fd: int, name: str) -> None:
         """Let QEMU have a copy of *fd* under *name*, until a command takes it or ``closefd`` drops it (``getfd``).
@@ -201,8 +234,7 @@ class QmpMonitor:
         async def send() -> None:
             self._client.send_fd_scm(fd)
 
-        if self._socket is None or self._broken is not None:
-            raise self._broken or PeerGone(f"{self._name} is closed")
+        self._require_usable()
         self._run(send(), deadline)
         self._execute("getfd", {"fdname": name}, deadline)
 

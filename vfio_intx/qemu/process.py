@@ -7,44 +7,45 @@ descriptors) is a note in the result, not a failure.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
+
+import msgspec
 
 from vfio_intx.chain.fact import Fact
 from vfio_intx.errors import MissingError, RefusedError
+from vfio_intx.host.holders import device_nodes
+from vfio_intx.host.pci import PciFunction
 from vfio_intx.host.root import HostRoot, list_names, read_text
-from vfio_intx.names import IommuGroup
 from vfio_intx.qemu.cmdline import CommandLine, MonitorAddress, parse_command_line
 from vfio_intx.qemu.monitor import Monitor
 from vfio_intx.qemu.transports import listening_sockets, open_first
 
 _PROGRAM = re.compile(r"(?:qemu-system-[a-z0-9_]+|qemu-kvm|kvm|qemu)(?: \(deleted\))?")
 _SOCKET = re.compile(r"socket:\[(?P<inode>[0-9]{1,19})\]")
-_GROUP = re.compile(r"/dev/vfio/(?P<group>[0-9]{1,9})")
+_VFIO_NODE = re.compile(r"/dev/vfio/(?:devices/vfio)?[0-9]{1,9}")
 _VFIO_DEVICE = re.compile(r"anon_inode:\[vfio-device\]|/dev/vfio/devices/vfio[0-9]+")
 _DECIMAL = re.compile(r"[0-9]{1,9}")
 _EVENTFD_ID = re.compile(r"^eventfd-id:\s+([0-9]{1,19})$", re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
-class Descriptors:
+class Descriptors(msgspec.Struct, frozen=True):
     """What a process has open, as far as it matters here.
 
     :ivar vfio_devices: numbers of the vfio device descriptors.
-    :ivar vfio_groups: the groups whose ``/dev/vfio/N`` is open.
+    :ivar vfio_nodes: files of groups (``dev/vfio/N``) and devices (``dev/vfio/devices/vfioN``) that are open.
     :ivar eventfds: the kernel's ids of its eventfds (equal for copies of one eventfd).
     :ivar sockets: number and inode of each socket.
     """
 
     kvm_vm: bool
     vfio_devices: tuple[int, ...]
-    vfio_groups: tuple[IommuGroup, ...]
+    vfio_nodes: frozenset[str]
     eventfds: frozenset[int]
     sockets: tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class QemuProcess:
+class QemuProcess(msgspec.Struct, frozen=True):
     """One running QEMU. ``started`` is in clock ticks since boot (``/proc/PID/stat``, field 22)."""
 
     pid: int
@@ -122,12 +123,11 @@ def read_descriptors(root: HostRoot, pid: int) -> Fact[Descriptors]:
         except (OSError, ValueError):
             continue
     sockets = ((fd, _SOCKET.fullmatch(target)) for fd, target in targets.items())
-    groups = (_GROUP.fullmatch(target) for target in targets.values())
     return Fact.known(
         Descriptors(
             kvm_vm="anon_inode:kvm-vm" in targets.values(),
             vfio_devices=tuple(sorted(fd for fd, target in targets.items() if _VFIO_DEVICE.fullmatch(target))),
-            vfio_groups=tuple(sorted(IommuGroup(int(match["group"])) for match in groups if match)),
+            vfio_nodes=frozenset(target[1:] for target in targets.values() if _VFIO_NODE.fullmatch(target)),
             eventfds=_eventfd_ids(root, pid, targets),
             sockets=tuple(sorted((fd, int(match["inode"])) for fd, match in sockets if match)),
         ),
@@ -139,6 +139,16 @@ def _eventfd_ids(root: HostRoot, pid: int, targets: dict[int, str]) -> frozenset
     fds = (fd for fd, target in targets.items() if target == "anon_inode:[eventfd]")
     texts = (read_text(root.at("proc", str(pid), "fdinfo", str(fd)), root=root).get("") for fd in fds)
     return frozenset(int(match[1]) for text in texts if (match := _EVENTFD_ID.search(text)))
+
+
+def holders_among(root: HostRoot, processes: Iterable[QemuProcess], function: PciFunction) -> tuple[QemuProcess, ...]:
+    """Those of *processes* that have a function open: by its group, which may mean a sibling, or by its own file.
+
+    One whose descriptors cannot be seen is not among them.
+    """
+    nodes = set(device_nodes(root, function.bdf, function.group.value))
+    held = ((process, process.descriptors.value) for process in processes)
+    return tuple(process for process, holds in held if holds is not None and nodes & holds.vfio_nodes)
 
 
 def monitor_sockets(root: HostRoot, process: QemuProcess) -> tuple[Path, ...]:

@@ -7,6 +7,7 @@ Field names are those of QEMU's QAPI schema (``qapi/pci.json``, ``qom.json``, ``
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Annotated, TypeVar
 
@@ -21,6 +22,9 @@ T = TypeVar("T")
 #: Longest text that a monitor command may answer with, in characters; ``info qtree`` of a big machine is 100 KiB.
 LONGEST_TEXT = 4 << 20
 _LONGEST_NAME = 4096
+#: msgspec (0.22) finds out about a struct when it meets it first, running Python code while other threads can see what
+#: is half done; one that used it then died of SIGSEGV. Many VMs are asked at once.
+_ONE_AT_A_TIME = threading.Lock()
 _MOST_ITEMS = 65536
 
 Name = Annotated[str, Meta(max_length=_LONGEST_NAME)]
@@ -145,7 +149,8 @@ def parse(reply: object, wanted: type[T], command: str, peer: str) -> T:
     :raise PeerGarbage: where the reply has another shape, saying which member is wrong.
     """
     try:
-        return msgspec.convert(reply, wanted, strict=True)
+        with _ONE_AT_A_TIME:
+            return msgspec.convert(reply, wanted, strict=True)
     except (msgspec.ValidationError, RecursionError) as error:
         detail = escape(str(error))[:200]
         raise PeerGarbage(

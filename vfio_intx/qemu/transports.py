@@ -58,7 +58,8 @@ def check_socket(path: Path) -> os.stat_result:
             hint=f"start QEMU with -qmp unix:{text},server=on,wait=off, or name the VM with --pid",
         ) from error
     except OSError as error:
-        raise KernelError("lstat", text, error.errno or 0) from error
+        hint = "run it as root, or as the user that QEMU runs as" if isinstance(error, PermissionError) else None
+        raise KernelError("lstat", text, error.errno or 0, hint=hint) from error
     if stat.S_ISLNK(found.st_mode):
         raise RefusedError(f"{text} is a symbolic link", hint=f"name the socket itself: {path.resolve()}")
     if not stat.S_ISSOCK(found.st_mode):

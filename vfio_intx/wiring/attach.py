@@ -7,7 +7,9 @@ Before ``device_add`` nothing is changed; after it every failure takes the devic
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+import msgspec
 
 from vfio_intx.chain.scheme import Scheme
 from vfio_intx.deadline import Deadline
@@ -22,7 +24,7 @@ from vfio_intx.qemu.monitor import Monitor
 from vfio_intx.wiring.direct import check_eventfds, own_eventfds
 from vfio_intx.wiring.handover import lent, names_of, require_carrier, verify
 from vfio_intx.wiring.hotplug import add, undone_on_failure
-from vfio_intx.wiring.inspect import Board, read_board, read_guest_side, report
+from vfio_intx.wiring.inspect import Board, read_board, read_guest, read_guest_side, report
 from vfio_intx.wiring.line import LineReport, Uptake
 from vfio_intx.wiring.ready import require_free, require_ready
 from vfio_intx.wiring.verify import Witness, no_witness, open_sample, watch
@@ -149,7 +151,8 @@ def attach(request: Request, monitor: Monitor, root: HostRoot, *, witness: Witne
             add(monitor, planned.arguments, budget_s=request.timeout_s)
         device = _the_device(request, monitor)
         found = _follow(request, monitor, root, board, device, witness)
-    return replace(found, notes=(*planned.notes, *found.notes))
+    noted: LineReport = msgspec.structs.replace(found, notes=(*planned.notes, *found.notes))
+    return noted
 
 
 def _add_direct(request: Request, monitor: Monitor, root: HostRoot, arguments: dict[str, object]) -> None:
@@ -176,10 +179,10 @@ def _follow(
     taken = Deadline.after("the guest takes the device", request.timeout_s)
 
     def listening() -> bool:
-        return read_guest_side(monitor, board, device.id).uptake is Uptake.LISTENING
+        return read_guest_side(monitor, board, request.id).uptake is Uptake.LISTENING
 
     prove_s = request.prove_s if taken.poll(listening) else 0.0
     with witness(request.bdf, monitor.peer_pid) as further:
         until = Deadline.after("an interrupt to prove by", max(prove_s, 0.001))
         last = watch(monitor, root, request.bdf, first, until)
-    return report(monitor, board, device, request.bdf, (first, last), further=further)
+    return report(monitor, board, read_guest(monitor), device, request.bdf, (first, last), further=further)

@@ -15,12 +15,13 @@ from vfio_intx.host.holders import device_holders
 from vfio_intx.host.iommu import blockers, is_vfio_driver
 from vfio_intx.host.kernel import vfio_pci_loaded
 from vfio_intx.host.pci import NO_GROUP, PciFunction, PciIds, read_function
+from vfio_intx.host.root import HostRoot
 from vfio_intx.host.snapshot import Snapshot, take_snapshot
 from vfio_intx.names import Bdf
 from vfio_intx.wiring.apply import Machine, StuckWrite, apply, read_binding
 from vfio_intx.wiring.journal import Record, StateDirectory, open_state
 from vfio_intx.wiring.plan import VFIO_PCI, Change, goal_of_bind, steps_of
-from vfio_intx.wiring.refusals import refusals
+from vfio_intx.wiring.refusals import refusals, release_command
 from vfio_intx.wiring.steps import Binding
 
 MODULE_BUDGET_S = 30.0
@@ -67,8 +68,10 @@ def plan_bind(snapshot: Snapshot, bdfs: Sequence[Bdf], records: Mapping[Bdf, Rec
         usable afterwards.
     """
     functions = [snapshot.function(bdf) for bdf in bdfs]
+    # Of a group one with a pin is enough: the others go along because they must.
+    waived = force or any(function.pin is not None for function in functions)
     for function in functions:
-        _refuse_unbindable(function, force=force)
+        _refuse_unbindable(function, force=waived)
         _refuse_without_group(snapshot, function, going=bdfs)
         if not force:
             _refuse_used(snapshot, function)
@@ -77,12 +80,28 @@ def plan_bind(snapshot: Snapshot, bdfs: Sequence[Bdf], records: Mapping[Bdf, Rec
     return Plan((VFIO_PCI,) if needed else (), changes)
 
 
+def refuse_fixed(root: HostRoot, plan: Plan) -> None:
+    """:raise RefusedError: where a driver cannot be told to let go, since it has no file for it."""
+    for change in plan.changes:
+        folder = root.at("sys/bus/pci/drivers", change.now.driver)
+        if change.now.driver in ("", change.goal.driver) or not folder.is_dir():
+            continue
+        if not (folder / "unbind").exists():
+            raise RefusedError(
+                f"{change.bdf} cannot be taken from its driver: {change.now.driver} has no file unbind",
+                hint=f"keep the driver from loading: vfio-intx persist {change.bdf}, then reboot",
+            )
+
+
 def with_group(snapshot: Snapshot, bdf: Bdf) -> tuple[Bdf, ...]:
-    """The function and the members of its group that would keep the group from being usable, in order of address."""
+    """The function and the members of its group that would keep the group from being usable, in order of address.
+
+    A bridge is none of them: vfio-pci takes no bridges, and its driver has to let go of it instead.
+    """
     function = snapshot.function(bdf)
     group = snapshot.group_of(function)
     others = blockers(group, snapshot.functions, apart_from=(bdf,)) if group is not None else ()
-    return tuple(sorted((bdf, *(other.bdf for other in others))))
+    return tuple(sorted((bdf, *(other.bdf for other in others if not other.is_bridge))))
 
 
 def _to_vfio(function: PciFunction, *, ours: bool) -> Change:
@@ -97,14 +116,14 @@ def _binding(function: PciFunction) -> Binding:
     return Binding(function.driver.get(""), function.override.get(""))
 
 
-def refuse_to_take(snapshot: Snapshot, function: PciFunction, *, force: bool) -> None:
-    """What speaks against giving a function away, now or at the next boot; the group is not looked at.
+def refuse_at_boot(snapshot: Snapshot, function: PciFunction, *, force: bool) -> None:
+    """What speaks against giving a function away at the next boot; the group is not looked at.
 
     :raise RefusedError: it is a bridge, dead, without INTx, or the host lives on it; *force* waives the last two.
     """
     _refuse_unbindable(function, force=force)
     if not force:
-        _refuse_used(snapshot, function)
+        _refuse_used(snapshot, function, at_boot=True)
 
 
 def _refuse_unbindable(function: PciFunction, *, force: bool) -> None:
@@ -129,6 +148,8 @@ def _refuse_unbindable(function: PciFunction, *, force: bool) -> None:
 
 
 def _refuse_without_group(snapshot: Snapshot, function: PciFunction, *, going: Iterable[Bdf]) -> None:
+    if function.group.value is None:
+        raise WorldError(f"{function.group.source} cannot be read: {function.group.error}; nothing was changed")
     group = snapshot.group_of(function)
     if group is None:
         what = "there is no IOMMU in use on this machine" if not snapshot.iommu.present else "it is in no IOMMU group"
@@ -139,14 +160,17 @@ def _refuse_without_group(snapshot: Snapshot, function: PciFunction, *, going: I
     others = blockers(group, snapshot.functions, apart_from=going)
     if others:
         names = ", ".join(f"{other.bdf} ({other.driver.get('?')})" for other in others)
+        bridges = [release_command(other, snapshot) for other in others if other.is_bridge]
         raise RefusedError(
             f"IOMMU group {group.number} of {function.bdf} is not viable: {names} would stay with the host",
-            hint=f"give them away too: vfio-intx bind --group {function.bdf}; or put the card into another slot",
+            hint=" && ".join(bridges)
+            or f"give them away too: vfio-intx bind --group {function.bdf}; or put the card into another slot",
         )
 
 
-def _refuse_used(snapshot: Snapshot, function: PciFunction) -> None:
-    reasons = refusals(function, snapshot) if not is_vfio_driver(function.driver.get("")) else ()
+def _refuse_used(snapshot: Snapshot, function: PciFunction, *, at_boot: bool = False) -> None:
+    found = refusals(function, snapshot) if not is_vfio_driver(function.driver.get("")) else ()
+    reasons = [reason for reason in found if not (at_boot and reason.now_only)]
     if reasons:
         listed = "; it ".join(f"{reason.text} ({reason.source})" for reason in reasons)
         raise RefusedError(
@@ -169,6 +193,7 @@ def bind(machine: Machine, state_path: Path, bdfs: Sequence[Bdf], *, force: bool
     with open_state(state_path) as state:
         records = {bdf: record for bdf in bdfs if (record := state.read(bdf)) is not None}
         plan = plan_bind(take_snapshot(machine.root), bdfs, records, force=force)
+        refuse_fixed(machine.root, plan)
         for module in plan.modules:
             machine.load_module(module, Deadline.after(f"modprobe {module}", MODULE_BUDGET_S))
         if plan.modules and not vfio_pci_loaded(machine.root):

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from vfio_intx.chain.evidence import Evidence, weigh
 from vfio_intx.errors import PeerRefused
 from vfio_intx.names import Bdf, Gsi
 from vfio_intx.qemu.features import NO_KVM_INTX, read_controllers, read_irqchip_kind
-from vfio_intx.qemu.guestpci import GuestView, PassedThrough, candidate_gsis, qom_flag, qom_text, view_device
+from vfio_intx.qemu.guestpci import (
+    Functions,
+    GuestView,
+    PassedThrough,
+    candidate_gsis,
+    get_question,
+    qom_flag,
+    qom_text,
+    read_functions,
+    view_device,
+)
+from vfio_intx.qemu.intx_state import QUERY, IntxState
 from vfio_intx.qemu.irqchip import Controllers, IrqchipKind
-from vfio_intx.qemu.monitor import Monitor
+from vfio_intx.qemu.monitor import Monitor, Question, human_question
 from vfio_intx.wiring.line import LineReport, Uptake
-from vfio_intx.wiring.told import read_told, said, sharpened, wanted_scheme
+from vfio_intx.wiring.told import read_told, said, sharpened, told_of, wanted_scheme
 from vfio_intx.wiring.verify import (
     Sample,
     configuration_evidence,
@@ -25,8 +37,7 @@ from vfio_intx.wiring.verify import (
 _NO_CONTROLLERS = Controllers((), ())
 
 
-@dataclass(frozen=True, slots=True)
-class Board:
+class Board(msgspec.Struct, frozen=True):
     """What is the same for every device of a VM. ``machine`` is QEMU's type name, such as ``pc-i440fx-7.2-machine``."""
 
     machine: str
@@ -38,8 +49,40 @@ def read_board(monitor: Monitor) -> Board:
     return Board(qom_text(monitor, "/machine", "type") or "", read_irqchip_kind(monitor))
 
 
-@dataclass(frozen=True, slots=True)
-class GuestSide:
+#: What :func:`read_board` asks first.
+BOARD_QUESTIONS: tuple[Question, ...] = (get_question("/machine", "type"), human_question("info irq"))
+
+
+class Guest(msgspec.Struct, frozen=True):
+    """A guest at one moment, for the reports on its devices. ``told`` is empty on a stock QEMU."""
+
+    functions: Functions
+    controllers: Controllers
+    told: tuple[IntxState, ...]
+
+
+#: What :func:`read_guest` asks.
+GUEST_QUESTIONS: tuple[Question, ...] = (("query-pci", None), human_question("info pic"), (QUERY, None))
+
+
+def read_guest(monitor: Monitor) -> Guest:
+    """Ask for all that the reports have in common. :raise PeerError: as ``execute`` does."""
+    return Guest(read_functions(monitor), _controllers(monitor), read_told(monitor))
+
+
+def _controllers(monitor: Monitor) -> Controllers:
+    try:
+        return read_controllers(monitor)
+    except PeerRefused:
+        return _NO_CONTROLLERS
+
+
+def device_question(device: PassedThrough) -> Question:
+    """What :func:`report` asks of one device."""
+    return get_question(device.path, NO_KVM_INTX)
+
+
+class GuestSide(msgspec.Struct, frozen=True):
     """One device as the guest has it at one moment."""
 
     view: GuestView | None
@@ -61,33 +104,36 @@ class GuestSide:
         return Uptake.PROGRAMMED if not self.gsis else Uptake.LISTENING
 
 
-def read_guest_side(monitor: Monitor, board: Board, device_id: str | None) -> GuestSide:
-    """Ask for one device. Without an id it cannot be told apart in ``query-pci``, so it is absent then."""
-    view = None if device_id is None else view_device(monitor, device_id, board.machine)
-    try:
-        controllers = read_controllers(monitor)
-    except PeerRefused:
-        controllers = _NO_CONTROLLERS
-    return GuestSide(view, candidate_gsis(board.machine, view.device, view.bridges) if view else (), controllers)
+def guest_side(guest: Guest, board: Board, device_id: str | None) -> GuestSide:
+    """One device of a guest. Without an id it cannot be told apart in ``query-pci``, so it is absent then."""
+    view = None if device_id is None else view_device(guest.functions, device_id, board.machine)
+    candidates = candidate_gsis(board.machine, view.device, view.bridges) if view else ()
+    return GuestSide(view, candidates, guest.controllers)
+
+
+def read_guest_side(monitor: Monitor, board: Board, device_id: str) -> GuestSide:
+    """As :func:`guest_side`, by asking now, and only what that takes. :raise PeerError: as ``execute`` does."""
+    return guest_side(Guest(read_functions(monitor), _controllers(monitor), ()), board, device_id)
 
 
 def report(
     monitor: Monitor,
     board: Board,
+    guest: Guest,
     device: PassedThrough,
     bdf: Bdf,
     samples: tuple[Sample, Sample],
     *,
     further: Iterable[Evidence] = (),
 ) -> LineReport:
-    """The report on one line from two samples and what QEMU says now.
+    """The report on one line from two samples and what QEMU says now, *guest* included.
 
     :param further: evidence of other kinds (trace events, descriptors), which counts like that gathered here.
     :raise PeerError: as ``execute`` does.
     """
-    side = read_guest_side(monitor, board, device.id)
+    side = guest_side(guest, board, device.id)
     flag = qom_flag(monitor, device.path, NO_KVM_INTX)
-    told = read_told(monitor, bdf)
+    told = told_of(guest.told, bdf)
     first, last = samples
     gsis = side.gsis if told is None or told.guest_gsi not in side.gsis else (told.guest_gsi,)
     seen = window(first, last, gsis)

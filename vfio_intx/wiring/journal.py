@@ -195,11 +195,12 @@ def _open_checked(path: Path) -> int:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
+        why = "it is not a directory" if isinstance(error, FileExistsError) else error.strerror
         raise RefusedError(
-            f"the state directory {path} cannot be used: {error.strerror}",
+            f"the state directory {path} cannot be used: {why}",
             hint="run it as root"
             if isinstance(error, PermissionError)
-            else "it must be a directory and no symbolic link; --state-dir names another",
+            else "--state-dir names another; it must be a directory and no symbolic link",
         ) from error
     status = os.fstat(fd)
     if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
@@ -207,7 +208,8 @@ def _open_checked(path: Path) -> int:
         raise RefusedError(
             f"the state directory {path} belongs to uid {status.st_uid} with mode {stat.S_IMODE(status.st_mode):04o}; "
             f"it must be uid {os.geteuid()}'s alone",
-            hint=f"look who made it, then: chown {os.geteuid()} {path} && chmod 0700 {path}",
+            # Not chmod: what somebody has mistyped may be a folder like /tmp, which others need as it is.
+            hint="name another with --state-dir, or, if it is ours alone, give it that owner and mode 0700",
         )
     return fd
 

@@ -18,7 +18,7 @@ from vfio_intx.errors import KernelError, MissingError, RefusedError
 from vfio_intx.host.pci import PciFunction, read_function
 from vfio_intx.host.root import HostRoot, read_text
 from vfio_intx.names import Bdf
-from vfio_intx.qemu.process import QemuProcess, find_processes, is_same
+from vfio_intx.qemu.process import QemuProcess, find_processes, holders_among, is_same
 from vfio_intx.wiring.verify import read_host_line
 
 _SYSPATH = "vfio-device-syspath:"
@@ -88,17 +88,15 @@ class Kicked:
 def find_owner(root: HostRoot, bdf: Bdf) -> tuple[QemuProcess, PciFunction]:
     """The QEMU that has *bdf* open, and the function.
 
-    :raise MissingError: no such function, or no QEMU has its group open.
+    :raise MissingError: no such function, or no QEMU has it open.
     :raise RefusedError: the descriptors of the processes cannot be seen.
     """
     function = read_function(root, bdf)
     if function is None:
         raise MissingError(f"there is no PCI function {bdf}", hint="lspci -D lists them")
     processes = find_processes(root)
-    for process in processes:
-        held = process.descriptors.value
-        if held is not None and held.vfio_devices and function.group.value in held.vfio_groups:
-            return process, function
+    for process in holders_among(root, processes, function):
+        return process, function
     if any(process.descriptors.value is None for process in processes):
         raise RefusedError(f"who has {bdf} open cannot be seen", hint="run it as root")
     raise MissingError(f"no running QEMU has {bdf} open", hint="`vfio-intx status` lists the lines there are")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+
+import msgspec
 
 from vfio_intx.chain.evidence import Verdict
 from vfio_intx.chain.scheme import Scheme
@@ -29,8 +30,7 @@ class Uptake(Enum):
     """Also, the guest has unmasked its interrupt: a driver has requested it (or another device shares it)."""
 
 
-@dataclass(frozen=True, slots=True)
-class LineReport:
+class LineReport(msgspec.Struct, frozen=True):
     """What is known of one line. Unknown things are None, and ``notes`` say why.
 
     :ivar device_id: QEMU's id of the device, None where the command line gave it none.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from vfio_intx.errors import BusyError, MissingError, RefusedError
-from vfio_intx.host.holders import group_holders
+from vfio_intx.host.holders import device_holders
 from vfio_intx.host.iommu import Group, blockers, is_vfio_driver
 from vfio_intx.host.pci import NO_GROUP, PciFunction, list_functions, read_function
 from vfio_intx.host.root import HostRoot
@@ -66,13 +66,13 @@ def _require_viable(root: HostRoot, function: PciFunction) -> None:
 
 
 def require_free(root: HostRoot, function: PciFunction, ours: int | None) -> None:
-    """Refuse a function whose group another process holds. :raise BusyError: naming that process.
+    """Refuse a function that another process has open, or its group. :raise BusyError: naming that process.
 
     :param ours: the pid of the VM that shall get it, which may hold the group already for a sibling.
     """
     if function.group.value is None:
         return
-    for holder in group_holders(root, function.group.value):
+    for holder in device_holders(root, function.bdf, function.group.value):
         if holder.pid != ours:
             raise BusyError(
                 f"IOMMU group {function.group.value} of {function.bdf} is in use by {holder}",

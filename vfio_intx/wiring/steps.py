@@ -12,6 +12,7 @@ Facts about the driver core that the steps rest on (drivers/base/bus.c, drivers/
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -37,7 +38,7 @@ class Write:
     text: str
 
     def __str__(self) -> str:
-        return f'+ echo "{self.text}" > {self.path}'
+        return f'+ echo "{self.text}" > {shlex.quote(self.path)}'
 
 
 @dataclass(frozen=True, slots=True)

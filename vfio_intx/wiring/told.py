@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from vfio_intx.chain.evidence import Evidence, Kind
 from vfio_intx.chain.scheme import Scheme
@@ -18,12 +18,17 @@ _WHOSE = {
 }
 
 
-def read_told(monitor: Monitor, bdf: Bdf) -> IntxState | None:
-    """The state of one function's line; None on a stock QEMU. :raise PeerError: as ``execute`` does otherwise."""
+def read_told(monitor: Monitor) -> tuple[IntxState, ...]:
+    """The state of every line; none on a stock QEMU. :raise PeerError: as ``execute`` does otherwise."""
     try:
-        return next((state for state in read_states(monitor) if state.bdf == bdf), None)
+        return tuple(read_states(monitor))
     except PeerRefused:
-        return None
+        return ()
+
+
+def told_of(states: Iterable[IntxState], bdf: Bdf) -> IntxState | None:
+    """The state of one function's line among these."""
+    return next((state for state in states if state.bdf == bdf), None)
 
 
 def wanted_scheme(state: IntxState) -> Scheme:

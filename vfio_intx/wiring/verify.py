@@ -13,7 +13,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+
+import msgspec
 
 from vfio_intx.chain.evidence import Evidence, Kind
 from vfio_intx.chain.scheme import Scheme
@@ -36,8 +37,7 @@ def no_witness(bdf: Bdf, pid: int | None) -> Iterator[Sequence[Evidence]]:
     yield ()
 
 
-@dataclass(frozen=True, slots=True)
-class HostLine:
+class HostLine(msgspec.Struct, frozen=True):
     """The host's side of a line: vfio's handler in ``/proc/interrupts``.
 
     :ivar count: interrupts of the whole line since boot, those of its other users included.
@@ -49,8 +49,7 @@ class HostLine:
     others: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(msgspec.Struct, frozen=True):
     """Both witnesses at one moment. ``host`` is None while vfio has no INTx handler for the device."""
 
     host: HostLine | None
@@ -58,13 +57,28 @@ class Sample:
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(msgspec.Struct, frozen=True):
     """How many interrupts each witness saw between two samples; ``qemu`` is None where the GSI's count is not known."""
 
     seconds: float
     host: int
     qemu: int | None
+
+
+class HostLook(msgspec.Struct, frozen=True):
+    """Every line that vfio handles at one moment, for the samples of several devices, whichever VM has them."""
+
+    lines: Mapping[Bdf, HostLine]
+    at: float
+
+    def sample(self, bdf: Bdf, counts: IrqCounts) -> Sample:
+        """The sample of one device. *counts* are older where it opens a window, younger where it closes one."""
+        return Sample(self.lines.get(bdf), counts, self.at)
+
+
+def look(root: HostRoot) -> HostLook:
+    """The host's side of all samples at this moment."""
+    return HostLook(read_host_lines(root), time.monotonic())
 
 
 def read_host_line(root: HostRoot, bdf: Bdf) -> HostLine | None:
@@ -85,13 +99,8 @@ def read_host_lines(root: HostRoot) -> Mapping[Bdf, HostLine]:
 
 def open_sample(monitor: Monitor, root: HostRoot, bdf: Bdf) -> Sample:
     """The first sample of a window: QEMU, then the host."""
-    return open_samples(monitor, root, (bdf,))[bdf]
-
-
-def open_samples(monitor: Monitor, root: HostRoot, bdfs: Iterable[Bdf]) -> Mapping[Bdf, Sample]:
-    """:func:`open_sample` of several devices of one VM."""
-    counts, lines, at = read_counts(monitor), read_host_lines(root), time.monotonic()
-    return {bdf: Sample(lines.get(bdf), counts, at) for bdf in bdfs}
+    counts = read_counts(monitor)
+    return look(root).sample(bdf, counts)
 
 
 def close_sample(monitor: Monitor, root: HostRoot, bdf: Bdf) -> Sample:
@@ -100,15 +109,14 @@ def close_sample(monitor: Monitor, root: HostRoot, bdf: Bdf) -> Sample:
     One more question goes to QEMU before its counts are read. Its main loop handles everything that was ready when it
     took that question, the interrupt that the host has just counted included.
     """
-    return close_samples(monitor, root, (bdf,))[bdf]
+    seen = look(root)
+    settle(monitor)
+    return seen.sample(bdf, read_counts(monitor))
 
 
-def close_samples(monitor: Monitor, root: HostRoot, bdfs: Iterable[Bdf]) -> Mapping[Bdf, Sample]:
-    """:func:`close_sample` of several devices of one VM."""
-    lines, at = read_host_lines(root), time.monotonic()
+def settle(monitor: Monitor) -> None:
+    """Let QEMU handle everything that is ready now, before the question that comes next."""
     ask(monitor, "query-status", replies.RunState)
-    counts = read_counts(monitor)
-    return {bdf: Sample(lines.get(bdf), counts, at) for bdf in bdfs}
 
 
 def window(first: Sample, last: Sample, gsis: tuple[Gsi, ...]) -> Window:

@@ -39,8 +39,8 @@ def dead_or_bad_pin(subject: Subject) -> Iterator[Seen]:
             Severity.CRITICAL,
             "it answers all ones: it is gone, or powered down",
             (f"{function.config.source}: ffffffff", f"{function.power.source}: {function.power.get('unknown')}"),
-            "QEMU refuses it: invalid PCI interrupt pin 255",
-            f"echo 1 > /sys/bus/pci/devices/{function.bdf}/remove && echo 1 > /sys/bus/pci/rescan; else power-cycle",
+            "QEMU refuses it: invalid PCI interrupt pin 255; if a rescan does not bring it back, power the host off",
+            f"echo 1 > /sys/bus/pci/devices/{function.bdf}/remove && echo 1 > /sys/bus/pci/rescan",
         )
     elif function.config.value is not None and function.config.value.raw_pin > 4:
         yield Seen(
@@ -87,7 +87,7 @@ def msi_available(subject: Subject) -> Iterator[Seen]:
 )
 def hidden(subject: Subject) -> Iterator[Seen]:
     """For some cards the kernel knows that INTx cannot be masked by any means, and vfio-pci shows the guest no pin.
-    The log says "Masking broken INTx support" at bind. The card works with MSI-X; there is no line to forward.
+    The log says "Masking broken INTx support" when the card is opened. It works with MSI-X; there is no line.
     """
     if subject.verdict.masking is Masking.HIDDEN:
         yield Seen(
@@ -128,7 +128,7 @@ def nothing_to_forward(subject: Subject) -> Iterator[Seen]:
 )
 def unknown(subject: Subject) -> Iterator[Seen]:
     """Some facts need root, and a card in D3cold is not woken only to be looked at. What they would tell is unknown,
-    which is not the same as "no".
+    which is not the same as "no". Writing "on" to its power/control wakes it, and "auto" lets it sleep again.
 
     A function that nobody has enabled since the host was booted has no host line yet: sysfs shows what the firmware
     once wrote, and the kernel asks for the real line when the function is enabled. That matters for a card that needs
@@ -143,7 +143,7 @@ def unknown(subject: Subject) -> Iterator[Seen]:
             "its configuration space could not be read",
             (f"{function.config.source}: {why}",),
             "whether it has a pin is unknown",
-            f"sudo vfio-intx check {function.bdf}",
+            _reading(subject),
         )
     elif not snapshot.log.is_known and subject.verdict.masking is Masking.UNKNOWN and not function.is_dead:
         yield Seen(
@@ -164,6 +164,14 @@ def unknown(subject: Subject) -> Iterator[Seen]:
             "whether somebody else is on that line cannot be told",
             _route(subject),
         )
+
+
+def _reading(subject: Subject) -> str:
+    """How to have its configuration space read: by its being awake, or by more rights."""
+    check = f"vfio-intx check {subject.name}"
+    if subject.function.power.value == "D3cold":
+        return f"echo on > /sys/bus/pci/devices/{subject.name}/power/control && {check}"
+    return f"sudo {check}"
 
 
 def _route(subject: Subject) -> str:

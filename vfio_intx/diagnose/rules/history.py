@@ -100,8 +100,9 @@ def _given_up(subject: Subject) -> NobodyCared | None:
 )
 def line_disabled(subject: Subject) -> Iterator[Seen]:
     """ "irq N: nobody cared … Disabling IRQ #N": of 100,000 interrupts fewer than 100 were claimed. The line is off for
-    every device on it; the kernel only polls it ten times a second. It stays so until all its handlers are gone and
-    one asks again, or the machine is booted anew.
+    every device on it; the kernel only polls it ten times a second. It stays so until another handler asks for the line
+    (__setup_irq() gives it a further chance), or the machine is booted anew. The log does not tell of that: where the
+    drivers of the line were bound anew after the time given, this is history.
     """
     seen = _given_up(subject)
     if seen is None:
@@ -109,7 +110,10 @@ def line_disabled(subject: Subject) -> Iterator[Seen]:
     yield Seen(
         Severity.CRITICAL,
         f"the kernel disabled IRQ {seen.irq}: nobody cared",
-        (f"{subject.snapshot.log.source}: irq {seen.irq}: nobody cared; handlers: {', '.join(seen.handlers) or '?'}",),
+        (
+            f"{subject.snapshot.log.source}: irq {seen.irq}: nobody cared, {seen.at:.0f} s after boot; "
+            f"handlers: {', '.join(seen.handlers) or '?'}",
+        ),
         "no device on the line has interrupts; a poll ten times a second makes them look merely slow",
         "stop the VMs and unbind every driver of this line, then bind them again (or reboot)",
     )
@@ -183,7 +187,10 @@ def not_intx(subject: Subject) -> Iterator[Seen]:
     lost: no data comes. Mend that first (ROM, reset, a driver that runs on both sides), before blaming INTx.
     """
     bdf = subject.function.bdf
-    marks = (f"[{bdf.bus:02x}:{bdf.slot:02x}.{bdf.function}]", f"device={bdf}", f"[{bdf}]")
+    marks = [f" {bdf}: AMD-Vi:", f"device={bdf} ", f"[{bdf}]"]
+    if bdf.domain == 0:  # words without a segment are read as the first one's
+        short = f"{bdf.bus:02x}:{bdf.slot:02x}.{bdf.function}"
+        marks += [f"[{short}]", f"device={short} "]
     faults = [line for line in subject.history.faults if any(mark in line.text for mark in marks)]
     if faults:
         yield Seen(

@@ -11,7 +11,7 @@ from vfio_intx.diagnose.masking import Masking
 from vfio_intx.diagnose.rules.rule import Seen, rule
 from vfio_intx.diagnose.subject import Subject
 from vfio_intx.host.iommu import blockers, is_vfio_driver
-from vfio_intx.wiring.refusals import UNSAFE_UNBIND, refusals
+from vfio_intx.wiring.refusals import UNSAFE_UNBIND, refusals, release_command
 
 
 class Fix(NamedTuple):
@@ -142,7 +142,15 @@ def no_group(subject: Subject) -> Iterator[Seen]:
     """vfio-pci takes a function only if an IOMMU stands between it and memory. Without VT-d or AMD-Vi switched on in
     the firmware and in the kernel there is none.
     """
-    if subject.group is None and not subject.function.is_bridge:
+    group = subject.function.group
+    if not group.is_known:
+        yield Seen(
+            Severity.UNKNOWN,
+            "its IOMMU group could not be read",
+            (f"{group.source}: {group.error}",),
+            "whether vfio-pci would take it is unknown",
+        )
+    elif subject.group is None and not subject.function.is_bridge:
         units = subject.snapshot.iommu.units
         yield Seen(
             Severity.CRITICAL,
@@ -161,11 +169,21 @@ def no_group(subject: Subject) -> Iterator[Seen]:
 )
 def group_not_viable(subject: Subject) -> Iterator[Seen]:
     """The functions of a group cannot be kept apart by the IOMMU, so they go to one guest together, or not at all. A
-    member with a driver of the host blocks the group. Bridges with pcieport do not.
+    member with a driver of the host blocks the group. A bridge with pcieport, or without a driver, does not; one with
+    another driver (shpchp) does, and vfio-pci takes no bridges: that driver has to let go of it.
     """
     group = subject.group
     others = blockers(group, subject.snapshot.functions, apart_from=(subject.function.bdf,)) if group else ()
     if group is None or not others:
+        return
+    unread = [other for other in others if not other.driver.is_known]
+    if len(unread) == len(others):
+        yield Seen(
+            Severity.UNKNOWN,
+            f"whether its IOMMU group {group.number} is viable is unknown: a driver could not be read",
+            tuple(f"{other.driver.source}: {other.driver.error}" for other in unread),
+            "a member that has a driver of the host would block the group",
+        )
         return
     names = ", ".join(f"{other.bdf} ({other.driver.get('?')})" for other in others)
     yield Seen(
@@ -175,7 +193,8 @@ def group_not_viable(subject: Subject) -> Iterator[Seen]:
             f"/sys/kernel/iommu_groups/{group.number}/devices/{other.bdf}: {other.driver.get('?')}" for other in others
         ),
         "QEMU would fail: group N is not viable",
-        f"vfio-intx bind --group {subject.name}",
+        " && ".join(release_command(other, subject.snapshot) for other in others if other.is_bridge)
+        or f"vfio-intx bind --group {subject.name}",
     )
 
 
@@ -187,8 +206,8 @@ def group_not_viable(subject: Subject) -> Iterator[Seen]:
 )
 def in_use(subject: Subject) -> Iterator[Seen]:
     """Taking this function away would cut the host off from something that it uses now: its default route, a mounted
-    file system, swap, the console, the display it booted with or that a program draws on, virtual functions that it
-    carries. vfio-intx bind refuses that without --force.
+    file system, swap, an array or pool that is active, the console, the display it booted with or that a program draws
+    on, virtual functions that it carries. vfio-intx bind refuses that without --force.
     """
     if is_vfio_driver(subject.driver) or subject.driver in UNSAFE_UNBIND:
         return

@@ -11,7 +11,7 @@ from vfio_intx.diagnose.rules.rule import Seen, rule
 from vfio_intx.diagnose.subject import Subject, owner_of
 from vfio_intx.host.iommu import is_vfio_driver
 from vfio_intx.host.pci import PciFunction
-from vfio_intx.wiring.refusals import refusals
+from vfio_intx.wiring.refusals import refusals, release_command
 
 #: ``__report_bad_irq`` comes at 99.9 % of 100,000; long before that the line is worth a warning.
 _UNHANDLED_SHARE, _FEWEST = 0.01, 1000
@@ -56,16 +56,12 @@ def exclusive_conflict(subject: Subject) -> Iterator[Seen]:
 
 def _way_out(subject: Subject, owners: tuple[PciFunction, ...], *, movable: bool) -> str | None:
     """Free the line of what may go; what the host lives on is never told to go."""
-    moves = [f"echo {owner.bdf} > {_driver(owner)}/unbind" for owner in owners if owner.driver.value]
+    moves = [release_command(owner, subject.snapshot) for owner in owners if owner.driver.value]
     if movable:
         return " && ".join(moves) or None
     if subject.verdict.source == subject.snapshot.kernel.nointxmask.source:
         return f"modprobe -r vfio-pci && modprobe vfio-pci nointxmask=0 && vfio-intx bind {subject.name}"
     return "put this card into another slot, one with a line of its own"
-
-
-def _driver(function: PciFunction) -> str:
-    return f"/sys/bus/pci/drivers/{function.driver.get('')}"
 
 
 @rule(
@@ -115,7 +111,7 @@ def spread_over_guests(subject: Subject) -> Iterator[Seen]:
         f"{names} on vfio-pci shares IRQ {subject.irq}, and it cannot be shared",
         tuple(f"{other.irq.source}: {subject.irq}, {other.driver.source}: {other.driver.value}" for other in rivals),
         "only one of them can be in a running VM at a time; the second QEMU fails with EBUSY",
-        f"vfio-intx restore {rivals[0].bdf}",
+        " && ".join(release_command(other, subject.snapshot) for other in rivals),
     )
 
 

@@ -112,7 +112,7 @@ def no_kvm(subject: Subject) -> Iterator[Seen]:
             "there is no /dev/kvm: interrupts would go through QEMU",
             ("/dev/kvm: No such file or directory",),
             "the scheme irqfd is not to be had on this machine",
-            "modprobe kvm_amd, or kvm_intel; switch on virtualization in the firmware setup",
+            "load kvm_intel or kvm_amd with modprobe; where that fails, switch on virtualization in the firmware setup",
         )
 
 

@@ -30,7 +30,7 @@ NETWORK = UserNetwork()
 NIC = Card("e1000", 0x10, backend=NETWORK)
 SERIAL = Card("pci-serial", 0x11, backend=SerialSocket("serial"))
 SPEC = LabSpec(kernels.DEFAULT, (NIC, SERIAL))
-DEADLINE_S = 400.0
+DEADLINE_S = 900.0
 SCHEMES = ("irqfd", "trap")
 
 #: A card without an interrupt keeps a slot free between our two: two slots apart they lead to different GSIs, so that
