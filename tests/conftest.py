@@ -7,6 +7,7 @@ boot the lab. A missing need is a skip that says what to install, or, if VFIO_IN
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 
 import pytest
@@ -126,6 +127,9 @@ class _InL1:
 
 def pytest_configure(config: pytest.Config) -> None:
     """In L1, report to the machine as well; elsewhere, let no generated example fail for being slow."""
+    # A shell without job control lets what it starts in the background ignore Ctrl-C, and so do our children then.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not batches.inside_l1():
         from hypothesis import settings
 

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(
 def vm(tmp_path: Path) -> Iterator[tuple[QmpMonitor, int]]:
     """A monitor, and QEMU's process."""
     path = tmp_path / "vm.sock"
-    with start_qemu(path, "-machine", "none") as process, connect(path, budget_s=10) as monitor:
+    with start_qemu(path, "-machine", "none") as process, connect(path, budget_s=60) as monitor:
         yield monitor, process.pid
 
 

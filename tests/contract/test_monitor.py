@@ -26,7 +26,7 @@ from vfio_intx.qemu.monitor import Question, ask, human, human_question
 from vfio_intx.qemu.transports import connect, listening_sockets
 
 QEMU = shutil.which("qemu-system-x86_64")
-BUDGET_S = 10.0
+BUDGET_S = 60.0
 
 
 @pytest.fixture(params=["fake", "qemu"])
@@ -53,7 +53,7 @@ class start_qemu:
 
     def __enter__(self) -> subprocess.Popen[bytes]:
         self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        assert Deadline.after("QEMU listens", 30).poll(lambda: str(self.path) in listening_sockets(HostRoot()).values())
+        assert Deadline.after("QEMU listens", 60).poll(lambda: str(self.path) in listening_sockets(HostRoot()).values())
         return self.process
 
     def __exit__(self, *_: object) -> None:

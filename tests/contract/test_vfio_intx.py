@@ -56,7 +56,7 @@ def on(rig: Rig, pair: LineEventfds) -> Rig:
 
 
 def soon(ready: Callable[[], object]) -> bool:
-    return Deadline.after("the line", 10).poll(lambda: bool(ready()))
+    return Deadline.after("the line", 60).poll(lambda: bool(ready()))
 
 
 def raw(

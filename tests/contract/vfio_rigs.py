@@ -134,4 +134,4 @@ def _move(device: Path, override: str) -> None:
     if (device / "driver").exists():
         (device / "driver" / "unbind").write_text(device.name)
     Path("/sys/bus/pci/drivers_probe").write_text(device.name)
-    assert Deadline.after("driver to be bound", 10).poll((device / "driver").exists)
+    assert Deadline.after("driver to be bound", 60).poll((device / "driver").exists)

@@ -24,7 +24,7 @@ from vfio_intx.cli.main import main
 BDF = "0000:00:10.0"
 ID = "intx-0000-00-10-0"
 IRQ = 21
-ATTACH = ("attach", BDF, "--timeout", "2", "--prove", "0.5")
+ATTACH = ("attach", BDF, "--timeout", "60", "--prove", "0.5")
 
 
 @dataclass

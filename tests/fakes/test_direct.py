@@ -61,7 +61,7 @@ def quiet_card(device: FakeVfioDevice) -> int:
 
 def soon(ready: object) -> bool:
     assert callable(ready)
-    return Deadline.after("the fake's listener", 5).poll(ready)
+    return Deadline.after("the fake's listener", 60).poll(ready)
 
 
 def test_the_order_is_the_safe_one(device: FakeVfioDevice, pair: LineEventfds) -> None:

@@ -52,7 +52,7 @@ def descriptors() -> int:
 
 def soon(ready: object) -> bool:
     assert callable(ready)
-    return Deadline.after("the line", 5).poll(ready)
+    return Deadline.after("the line", 60).poll(ready)
 
 
 def carries(qemu: PatchedQemu, rounds: int = 20) -> bool:
@@ -85,7 +85,7 @@ def serving(tap: Tap) -> Iterator[dict[str, str]]:
         yield ended
     finally:
         stop.set()
-        thread.join(10)
+        thread.join(60)
 
 
 def test_the_line_works_on_eventfds_that_were_handed_over(qemu: PatchedQemu) -> None:

@@ -92,6 +92,10 @@ class FakeTree:
         path.write_bytes(text.encode() if isinstance(text, str) else text)
         return path
 
+    def swap(self, name: str, text: str) -> None:
+        """Like :meth:`write`, in one step: for a file that somebody may read at the same moment."""
+        self.write(f"{name}.new", text).rename(self.path / name)
+
     def link(self, name: str, target: str) -> None:
         """Make the symbolic link *name* to *target*, another name of the tree."""
         path = self.path / name
@@ -168,8 +172,7 @@ class FakeTree:
             self.write(f"sys/kernel/irq/{irq}/actions", actions.replace(", ", ",") + "\n")
             self.write(f"proc/irq/{irq}/spurious", f"count {count}\nunhandled 0\nlast_unhandled 0 ms\n")
         rows.append("NMI:          0          0   Non-maskable interrupts")
-        # As in the kernel's, a reader of it sees one state or the other.
-        self.write("proc/interrupts.new", "\n".join((header, *rows)) + "\n").replace(self.path / "proc/interrupts")
+        self.swap("proc/interrupts", "\n".join((header, *rows)) + "\n")
 
     def process(self, pid: int, comm: str, open_files: Iterable[str] = ()) -> None:
         """A process with these files open."""

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.kvm.starving import starved_vcpus
 from vfio_intx.chain.scheme import Scheme
 from vfio_intx.microvm.bench import contests, race
 from vfio_intx.microvm.contest import EDGE_ROUNDS, Contestant
@@ -56,6 +57,21 @@ def test_a_repeated_run_of_irqfd_is_always_explained(kvm_fd: int, pin: Pin) -> N
         assert not figures.early
     assert bool(figures.notes) == bool(figures.refired)
     assert not figures.refired or "seen with the guest held in its handler" in figures.notes[0]
+
+
+@pytest.mark.parametrize(("scheme", "pin"), [row for row in contests(list(Scheme)) if row[0] is not Scheme.EDGE])
+def test_no_run_of_the_handler_is_left_over_for_the_next_round(kvm_fd: int, scheme: Scheme, pin: Pin) -> None:
+    """A guest that gets hardly any CPU time between two rounds has yet to end, or even to begin, its last interrupt."""
+    with _contestant(kvm_fd, scheme, pin) as contestant:
+        for _ in range(5):
+            with starved_vcpus():
+                contestant.race(2, array("Q", bytes(16)))
+            contestant.race(20, array("Q", bytes(160)))
+        figures = contestant.finish()
+    assert (figures.triggers, figures.acknowledged, figures.lost) == (110, 110, 0)
+    assert figures.handler_runs == 110 + figures.repeated
+    if scheme is Scheme.IRQFD:
+        assert figures.repeated == figures.refired
 
 
 @pytest.mark.parametrize("scheme", [Scheme.ACK_EVENTFD, Scheme.SPLIT, Scheme.TRAP, Scheme.EDGE])

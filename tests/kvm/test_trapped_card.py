@@ -86,7 +86,7 @@ def test_no_interrupt_is_lost_and_the_level_never_stays_up(line: TrappedLine) ->
         lane = Lane(fd, line, Scheme.TRAP, GSI)
         stack.callback(lane.close)
         lane.wire()
-        tally = lane.race(ROUNDS, array("Q", bytes(8 * ROUNDS)), 2.0, 1)
+        tally = lane.race(ROUNDS, array("Q", bytes(8 * ROUNDS)), 2.0, 1, grace_s=30.0)
         lane.settle()
         assert (tally.asserted, tally.acknowledged, tally.lost) == (ROUNDS, ROUNDS, 0)
         assert isinstance(line.fake, FakeVfioDevice)

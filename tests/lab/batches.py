@@ -28,8 +28,10 @@ from vfio_intx.lab.run import INSIDE, run_in_lab
 #: Set in L1: the file that reports are written to.
 REPORTS = "VFIO_INTX_TEST_REPORTS"
 
-BOOT_S = 300.0
-TEST_S = 90.0
+#: Deadlines for a machine that others keep busy, too: of the boot, of a test as a share of all, of one test by itself.
+BOOT_S = 600.0
+TEST_S = 180.0
+ONE_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,7 @@ def _one_lab(batch: Batch, config: pytest.Config, say: Callable[[str], None]) ->
         "-q",
         "-p",
         "no:cacheprovider",
+        f"--timeout={ONE_S:g}",
         f"--rootdir={config.rootpath}",
         f"@{names}",
     ]

@@ -18,7 +18,7 @@ from vfio_intx.wiring.device_files import open_device
 
 def bench(*words: str) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-m", "vfio_intx", "bench", *words]
-    return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=80)
+    return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=280)
 
 
 @pytest.mark.l1

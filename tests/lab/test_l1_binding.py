@@ -58,7 +58,7 @@ def recovered(machine: Machine, state: Path) -> None:
 
 
 @pytest.mark.l1
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1000)
 def test_bind_and_restore_killed_at_every_boundary(machine: Machine, tmp_path: Path) -> None:
     state, kills, twin = tmp_path / "state", 0, now(TWIN.bdf)
     for boundary in itertools.count():
@@ -79,7 +79,7 @@ def test_bind_and_restore_killed_at_every_boundary(machine: Machine, tmp_path: P
 
 
 @pytest.mark.l1
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1000)
 def test_bind_killed_at_random_moments(machine: Machine, tmp_path: Path) -> None:
     state, draw, kills = tmp_path / "state", random.Random(SEED), 0
     for _ in range(RANDOM_KILLS):
@@ -126,7 +126,7 @@ def qemu_with_the_nic(seconds: float) -> tuple[bool, str]:
 
 
 @pytest.mark.l1(spec="shared")
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 def test_a_predicted_conflict_comes_true_and_its_remedy_mends_it(tmp_path: Path) -> None:
     snapshot = take_snapshot(HostRoot())
     (interface,) = snapshot.function(TWIN.bdf).interfaces.get(())
@@ -143,7 +143,7 @@ def test_a_predicted_conflict_comes_true_and_its_remedy_mends_it(tmp_path: Path)
     assert interface in conflict["summary"]
     assert str(TWIN.bdf) in conflict["remedy"]
 
-    up, said = qemu_with_the_nic(20)
+    up, said = qemu_with_the_nic(60)
     print(said)
     assert not up
     assert "Device or resource busy" in said
@@ -153,16 +153,18 @@ def test_a_predicted_conflict_comes_true_and_its_remedy_mends_it(tmp_path: Path)
     subprocess.run(conflict["remedy"], shell=True, check=True)
     try:
         assert "INTX001" not in codes()
-        up, said = qemu_with_the_nic(20)
+        up, said = qemu_with_the_nic(60)
         assert up, said
     finally:
+        # The remedy took the other card from its driver, and that was no verb of ours with a record.
         Path("/sys/bus/pci/drivers_probe").write_text(str(TWIN.bdf))
     assert vfio_intx("restore", str(NIC.bdf), *state).returncode == 0
     assert now() == FIRST
+    assert now(TWIN.bdf) == FIRST
 
 
 @pytest.mark.l1(spec="group")
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 def test_a_group_with_a_live_sibling_is_refused_and_goes_whole(tmp_path: Path) -> None:
     functions = take_snapshot(HostRoot()).functions.values()
     first, second = (function.bdf for function in functions if function.driver.value == "e1000")

@@ -30,15 +30,16 @@ def results() -> Iterator[Path]:
     subprocess.run(["rm", "-rf", str(folder)], check=True)
 
 
-def _of_this_lab(results: Path) -> list[int]:
-    """The processes whose command line names the results folder: virtme-ng, QEMU and their watcher."""
+def _of_this_lab(results: Path) -> list[bytes]:
+    """The command lines that name the results folder: those of virtme-ng, QEMU and their watcher."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if str(results).encode() in path.read_bytes() and int(path.parent.name) != os.getpid():
-                found.append(int(path.parent.name))
-        except OSError:
+            line = path.read_bytes()
+        except OSError:  # it has ended since it was listed
             continue
+        if str(results).encode() in line and int(path.parent.name) != os.getpid():
+            found.append(line)
     return found
 
 
@@ -51,7 +52,7 @@ def test_status_output_and_files_come_back_and_nothing_else(results: Path) -> No
     assert lines[-2:] == ["one  two", "x"]
     assert (results / "file").read_text() == f"{PROJECT}\n"
     assert not stray.exists()
-    assert Deadline.after("the processes are reaped", 30).poll(lambda: not _of_this_lab(results))
+    assert Deadline.after("the processes are reaped", 60).poll(lambda: not _of_this_lab(results))
 
 
 def test_l1_is_nudged_by_interrupts_that_mean_nothing(results: Path) -> None:
@@ -73,7 +74,7 @@ def test_a_lab_that_does_not_end_is_looked_at_before_it_is_killed(results: Path)
         run_in_lab(SPEC, ["sleep", "1000"], results, Deadline.after("test", 20), lambda line: None)
     assert any("vCPU was at RIP=" in note and "a second later at RIP=" in note for note in caught.value.__notes__)
     assert "== second look: info registers" in (results / REPORT).read_text()
-    assert Deadline.after("the processes are reaped", 30).poll(lambda: not _of_this_lab(results))
+    assert Deadline.after("the processes are reaped", 60).poll(lambda: not _of_this_lab(results))
 
 
 def test_a_killed_program_leaves_no_machine_behind(results: Path) -> None:
@@ -87,12 +88,12 @@ run_in_lab(spec, ["sleep", "1000"], results, Deadline.after("test", 1000), lambd
 """
     process = subprocess.Popen([sys.executable, "-c", program])
     try:
-        assert Deadline.after("QEMU's start", 60).poll(lambda: (results / "console").exists() and _qemu_runs(results))
+        assert Deadline.after("QEMU's start", 120).poll(lambda: (results / "console").exists() and _qemu_runs(results))
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    assert Deadline.after("death of all", 20).poll(lambda: not _of_this_lab(results))
+    assert Deadline.after("death of all", 60).poll(lambda: not _of_this_lab(results))
 
 
 def _qemu_runs(results: Path) -> bool:
-    return any(b"qemu-system" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in _of_this_lab(results))
+    return any(b"qemu-system" in line for line in _of_this_lab(results))

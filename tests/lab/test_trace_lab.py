@@ -7,7 +7,7 @@ import pytest
 from tests.lab.losses import result_of
 from vfio_intx.lab.scenarios import trace
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(1000)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(2000)]
 
 COMMON = {"host-mask", "inject", "route", "deliver", "eoi", "resample"}
 

@@ -20,7 +20,7 @@ from vfio_intx.deadline import Deadline
 
 BDF = "0000:00:10.0"
 ID = "intx-0000-00-10-0"
-DIRECT = ("attach", BDF, "--direct", "--timeout", "2", "--prove", "0.1")
+DIRECT = ("attach", BDF, "--direct", "--timeout", "60", "--prove", "0.1")
 
 
 @dataclass
@@ -89,7 +89,7 @@ def descriptors() -> int:
 
 def settled(before: int) -> bool:
     """Whether no more descriptors are open than before, once the fake's own thread has closed its connection."""
-    return Deadline.after("the fake to hang up", 5).poll(lambda: descriptors() <= before)
+    return Deadline.after("the fake to hang up", 60).poll(lambda: descriptors() <= before)
 
 
 def test_the_device_is_added_on_eventfds_of_ours(

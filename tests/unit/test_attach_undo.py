@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.attach_bench import ATTACH, BDF, ID, Bench, attach_bench
+from tests.fakes.qmp_server import PATIENCE
 
 
 @pytest.fixture
@@ -17,23 +18,26 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         yield found
 
 
-@pytest.mark.parametrize("patience", ["2", "0.3"])
-def test_an_unplug_while_the_slot_still_blinks_is_asked_for_again(bench: Bench, patience: str) -> None:
+@pytest.mark.parametrize("settles", [True, False])
+def test_an_unplug_while_the_slot_still_blinks_is_asked_for_again(bench: Bench, settles: bool) -> None:
     bench.json(*ATTACH)
     blinking = "Hot-unplug failed: guest is busy (power indicator blinking)"
     bench.vm.faults["device_del"] = blinking
 
     def settle(asked: str) -> None:
         bench.tick(asked)
-        if len(bench.sent("device_del")) == 3 and patience == "2":
+        if len(bench.sent("device_del")) == 3 and settles:
             bench.vm.faults.clear()
 
     bench.vm.on_command = settle
-    if patience == "2":
-        assert bench.json("detach", BDF, "--timeout", patience)["was_attached"] is True
+    if settles:
+        assert bench.json("detach", BDF, "--timeout", "60")["was_attached"] is True
         assert bench.vm.devices == {}
     else:
-        said = bench.refused("detach", BDF, "--timeout", patience)
+        for seconds in PATIENCE:
+            said = bench.refused("detach", BDF, "--timeout", str(seconds))
+            if bench.sent("device_del"):
+                break
         assert blinking in said
         assert "detach again in some seconds" in said
 
@@ -79,7 +83,7 @@ def test_a_signal_after_device_add_takes_the_device_out_and_says_so(
 
     bench.vm.guest = "ignores"
     bench.vm.on_command = interrupt
-    assert bench.run("attach", BDF, "--timeout", "30") == 130
+    assert bench.run("attach", BDF, "--timeout", "60") == 130
     errors = capsys.readouterr().err
     assert errors.splitlines() == [
         "vfio-intx attach: interrupted",
@@ -99,7 +103,7 @@ def test_a_second_ctrl_c_that_ends_the_undoing_says_what_is_left(
 
     bench.vm.guest, bench.vm.unplugs = "ignores", False
     bench.vm.on_command = interrupt
-    assert bench.run("attach", BDF, "--timeout", "30") == 130
+    assert bench.run("attach", BDF, "--timeout", "60") == 130
     errors = capsys.readouterr().err
     assert f"may still be in the VM as {ID}: the undoing was interrupted" in errors
     assert "vfio-intx detach" in errors
@@ -125,5 +129,5 @@ def test_an_interrupted_detach_says_that_the_guest_may_still_let_go(
             signal.raise_signal(signal.SIGINT)
 
     bench.vm.on_command = interrupt
-    assert bench.run("detach", BDF, "--timeout", "30") == 130
+    assert bench.run("detach", BDF, "--timeout", "60") == 130
     assert f"asked already to let {BDF} go" in capsys.readouterr().err

@@ -23,7 +23,7 @@ def qemu(folder: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(socket_path(folder, "serial")))
         listener.listen(1)
-        listener.settimeout(10)
+        listener.settimeout(60)
         with answering(folder, "serial"):
             ours, _ = listener.accept()
             with ours:
@@ -34,7 +34,7 @@ def qemu(folder: Path) -> Iterator[socket.socket]:
 def talk(line: socket.socket, said: bytes, last: bytes) -> bytes:
     """Say it all and hear what comes, up to the answer *last*."""
     heard = bytearray()
-    deadline = Deadline.after("the answer", 20)
+    deadline = Deadline.after("the answer", 80)
     while not heard.endswith(last) and not deadline.passed():
         readable, writable, _ = select.select([line], [line] if said else [], [], 0.5)
         if readable:
@@ -73,7 +73,7 @@ def test_a_qemu_that_reads_nothing_for_a_while_gets_every_answer(
 def test_a_qemu_that_ends_ends_the_answering(tmp_path: Path) -> None:
     with qemu(tmp_path) as line:
         line.close()
-        ends = Deadline.after("the answering", 10)
+        ends = Deadline.after("the answering", 60)
         assert ends.poll(lambda: all(thread.name != "outside-serial" for thread in threading.enumerate()))
 
 
@@ -81,7 +81,7 @@ def read_nothing(folder: Path, then: Exception | None = None) -> None:
     """A QEMU that speaks and does not hear until the far end has given up; *then* is what the lab makes of that."""
     with qemu(folder) as line:
         with suppress(BrokenPipeError, ConnectionResetError):
-            while select.select([], [line], [], 20)[1]:
+            while select.select([], [line], [], 60)[1]:
                 line.send(lines(1000))
         if then is not None:
             raise then

@@ -9,8 +9,8 @@ import pytest
 from tests.lab.test_demo import row
 from vfio_intx.errors import UsageError, VerifyError
 from vfio_intx.lab.demo_rows import BY_AGENT, IN_PATH, shortcomings, table
+from vfio_intx.lab.echoes import parse_echoes
 from vfio_intx.lab.live_line import Counts, base_and_number
-from vfio_intx.lab.passthrough import parse_echoes
 from vfio_intx.lab.scenarios.qemu import (
     agent_in_path,
     demo,

@@ -62,7 +62,7 @@ def _look(monitor: Monitor, when: str, report: TextIO, seen: list[str]) -> None:
 
 
 def _soon() -> Deadline:
-    return Deadline.after("a look at L1", 5.0)
+    return Deadline.after("a look at L1", 15.0)
 
 
 def _pointers(registers: str) -> Iterator[str]:

@@ -21,8 +21,8 @@ from vfio_intx.lab.initramfs import initramfs_for
 QEMU_VARIABLE = "VFIO_INTX_QEMU"
 
 #: Seconds from QEMU's start to the guest's shell; on two cores under TCG it takes some 6.
-BOOT_S = 120.0
-COMMAND_S = 60.0
+BOOT_S = 300.0
+COMMAND_S = 120.0
 #: For a killed QEMU to have given its devices back to the kernel, resets of a card included.
 END_S = 60.0
 
@@ -197,9 +197,10 @@ class Guest:
         rows = (line.split() for line in text.splitlines())
         return {bdf: f"{vendor[2:]}:{device[2:]}" for bdf, vendor, device in rows}
 
-    def wait_interface(self, seconds: float = COMMAND_S) -> str:
+    def wait_interface(self, seconds: float = 180.0) -> str:
         """The name of a network interface other than ``lo``, waited for. :raise PeerTimeout: if none comes."""
-        self.check("for i in $(seq 200); do ls /sys/class/net | grep -qv lo && break; sleep 0.05; done", seconds)
+        found = "for i in $(seq 600); do ls /sys/class/net | grep -qv lo && break; sleep 0.05; done"
+        self.check(found, seconds)
         names = [name for name in self.check("ls /sys/class/net").split() if name != "lo"]
         if not names:
             raise PeerTimeout("the guest", "a network interface", seconds)

@@ -47,7 +47,7 @@ class Context:
         secondary = Path(f"/sys/bus/pci/devices/{bridge}/secondary_bus_number").read_text("ascii").strip()
         return Bdf(0, int(secondary), card.slot, 0)
 
-    def vfio_intx(self, *words: str, seconds: float = 60.0) -> subprocess.CompletedProcess[str]:
+    def vfio_intx(self, *words: str, seconds: float = 240.0) -> subprocess.CompletedProcess[str]:
         """Run our own program as a user would; its status, stdout and stderr. It is not checked."""
         argv = [sys.executable, "-m", "vfio_intx", *words]
         return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds)

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from vfio_intx.deadline import Deadline
 from vfio_intx.errors import LabLost, VerifyError
+from vfio_intx.lab.echoes import Echoes
 from vfio_intx.lab.guests import Guest
 from vfio_intx.lab.spec import UserNetwork, socket_path
 
@@ -24,7 +25,10 @@ from vfio_intx.lab.spec import UserNetwork, socket_path
 #: guest within an emulated machine needs time for its other work, too.
 PAUSE_S, LINE_PAUSE_S = 0.1, 0.3
 
-_PINGED = re.compile(r"([0-9]+) packets transmitted, ([0-9]+) packets received")
+#: Seconds for an answer, after which it is lost. A machine that others keep busy may stand still for some; none is
+#: waited for once the answer is there.
+ANSWER_S = 30
+
 _PORT = re.compile(r"ttyS[0-9]{1,3}")
 _LINES = re.compile(r"sent ([0-9]+) received ([0-9]+)")
 
@@ -107,7 +111,8 @@ def _start_loop(guest: Guest, name: str, body: str) -> None:
 def _stop_loop(guest: Guest, name: str) -> str:
     """Stop that loop after its current turn; what it has printed."""
     guest.check(f"touch /tmp/{name}.stop")
-    guest.check(f"for i in $(seq 400); do [ -e /tmp/{name}.done ] && exit 0; sleep 0.05; done; exit 1")
+    turn = f"for i in $(seq 1200); do [ -e /tmp/{name}.done ] && exit 0; sleep 0.05; done; exit 1"
+    guest.check(turn, seconds=ANSWER_S + 120.0)
     return guest.check(f"cat /tmp/{name}.log")
 
 
@@ -116,6 +121,7 @@ class Pings:
 
     def __init__(self, network: UserNetwork) -> None:
         self._network = network
+        self._echoes: Echoes | None = None
         self.name = "pings"
         self.handler = "eth"
 
@@ -127,12 +133,14 @@ class Pings:
 
     def start(self, guest: Guest) -> None:
         """See :meth:`Traffic.start`."""
-        _start_loop(guest, self.name, f"ping -q -c 10 -i {PAUSE_S} -W 5 {self._network.gateway}")
+        self._echoes = Echoes(guest)
+        _start_loop(guest, self.name, f"ping -q -c 10 -i {PAUSE_S} -W {ANSWER_S} {self._network.gateway}")
 
     def stop(self, guest: Guest) -> Carried:
         """See :meth:`Traffic.stop`."""
-        counts = _PINGED.findall(_stop_loop(guest, self.name))
-        return Carried(sum(int(sent) for sent, _ in counts), sum(int(received) for _, received in counts), "pings")
+        assert self._echoes is not None, "start() comes first"
+        _stop_loop(guest, self.name)
+        return Carried(*self._echoes.settled(ANSWER_S), "pings")
 
     def release(self, guest: Guest) -> None:
         """See :meth:`Traffic.release`."""
@@ -160,7 +168,7 @@ class SerialLines:
             n=$((n + 1)); line="{_OPENING.decode()} $n"; answer=
             echo "$line" >&3
             sent=$((sent + ${{#line}} + 1))
-            read -r -t 5 answer <&3
+            read -r -t {ANSWER_S} answer <&3
             [ "$answer" = "$(echo "$line" | tr a-z A-Z)" ] && received=$((received + ${{#answer}} + 1))
             echo "sent $sent received $received" > /tmp/{self.name}.count
             sleep {LINE_PAUSE_S}"""

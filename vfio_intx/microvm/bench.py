@@ -103,13 +103,11 @@ class Ceiling:
         self.figures.seconds += ended - began
 
     def _wait_at_rest(self) -> None:
-        """A count that stands still may belong to a vCPU that gets no CPU time; a pin without remote IRR does not."""
         gsi = self.figures.gsi
 
         def rests() -> bool:
             self._machine.check()
-            ioapic = kvm.decode_ioapic(kvm.get_irqchip(self._machine.fd, kvm.Chip.IOAPIC))
-            return not ioapic.is_requested(gsi) and not ioapic.is_remote_irr(gsi)
+            return self._machine.pin_rests(gsi, Pin.IOAPIC)
 
         if not Deadline.after("the guest's pin at rest", _REST_S).poll(rests, first_s=0.0001):
             raise VerifyError(f"waited {_REST_S:g} s for the guest's pin {gsi} to come to rest in vain")

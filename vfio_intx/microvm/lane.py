@@ -18,14 +18,15 @@ from vfio_intx.chain.scheme import Scheme
 from vfio_intx.deadline import Deadline
 from vfio_intx.errors import RefusedError, VerifyError
 from vfio_intx.microvm.device import Tally
-from vfio_intx.microvm.guest import Word
+from vfio_intx.microvm.guest import Pin, Word
 from vfio_intx.microvm.machine import Machine
 from vfio_intx.microvm.real_line import RealLine
 from vfio_intx.microvm.schemes import Wiring, wiring_of
 from vfio_intx.wiring.direct import line_steps, unmask_eventfd_step
 from vfio_intx.wiring.undoable import Step, Wired, perform
 
-_SETTLE_S = 1.0
+#: For the guest to end an interrupt. A busy host may leave it alone for seconds.
+_SETTLE_S = 10.0
 #: Between two looks at a line that userspace has yet to open. A real sleep: on one CPU it lets userspace do so.
 _PAUSE_S = 0.00002
 
@@ -160,16 +161,12 @@ class Lane:
             self.settle()
         eventfd.drain(self._eoi)
 
-    def _pin_rests(self) -> bool:
-        ioapic = kvm.decode_ioapic(kvm.get_irqchip(self.machine.fd, kvm.Chip.IOAPIC))
-        return not ioapic.is_requested(self._gsi) and not ioapic.is_remote_irr(self._gsi)
-
     def settle(self) -> None:
         """Wait until all handler runs of the last round are over.
 
         :raise VerifyError: they go on. :raise UnexpectedExit: the vCPU has died.
         """
-        if not _reached(self._pin_rests, _SETTLE_S):
+        if not _reached(lambda: self.machine.pin_rests(self._gsi, Pin.IOAPIC), _SETTLE_S):
             self.wiring.check()
             raise VerifyError(f"waited {_SETTLE_S:g} s for the guest's pin to come to rest in vain")
 

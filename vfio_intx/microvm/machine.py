@@ -23,7 +23,8 @@ from vfio_intx.microvm.vcpu import ExitHandler, NoExits, VcpuThread
 _RAM_SLOT = 0
 _TSS_ADDRESS = 0xFFFB_D000
 _RFLAGS_FIXED = 0x2
-_READY_S = 5.0
+#: For the guest to come up, and to get where it is awaited: microseconds once it gets CPU time.
+_READY_S = _ANSWER_S = 10.0
 _NO_FULL_IRQCHIP = (errno.ENOTTY, errno.EINVAL)
 
 
@@ -115,7 +116,7 @@ class Machine:
         self.vcpu.start()
         self.wait_for(Word.READY, guest.READY_MARK, "guest to program its pin", _READY_S)
 
-    def wait_for(self, word: Word, value: int, what: str, seconds: float = 2.0) -> None:
+    def wait_for(self, word: Word, value: int, what: str, seconds: float = _ANSWER_S) -> None:
         """Wait until a mailbox word has a value. :raise VerifyError: naming *what*; and as :meth:`check`."""
         deadline = Deadline.after(what, seconds)
 
@@ -132,6 +133,18 @@ class Machine:
         self.mailbox[Word.COMMAND] = command
         kvm.signal_msi(self.fd, guest.DOORBELL_VECTOR)
         self.wait_for(Word.DOORBELLS, expected, f"guest to {command.name.lower().replace('_', ' the ')}")
+
+    def pin_rests(self, gsi: int, pin: guest.Pin) -> bool:
+        """Whether nothing is under way on that pin: it is low, and no EOI is due. Of a full irqchip only.
+
+        A count of handler runs that stands still may belong to a vCPU that gets no CPU time; a pin at rest does not.
+        """
+        if pin is guest.Pin.IOAPIC:
+            ioapic = kvm.decode_ioapic(kvm.get_irqchip(self.fd, kvm.Chip.IOAPIC))
+            return not ioapic.is_requested(gsi) and not ioapic.is_remote_irr(gsi)
+        chip, bit = (kvm.Chip.PIC_SLAVE, gsi - 8) if gsi >= 8 else (kvm.Chip.PIC_MASTER, gsi)
+        pic = kvm.decode_pic(kvm.get_irqchip(self.fd, chip))
+        return not (pic.irr | pic.isr) >> bit & 1
 
     def check(self) -> None:
         """:raise UnexpectedExit: the vCPU has stopped by itself."""

@@ -43,7 +43,7 @@ _KICK = signal.SIGUSR1
 _EOI, _MMIO, _IO = int(Exit.IOAPIC_EOI), int(Exit.MMIO), int(Exit.IO)
 _WORD = 0xFFFF_FFFF
 _ALL_SIGNALS = (1 << 64) - 1
-_STOP_S = 5.0
+_STOP_S = 30.0
 _INTERNAL_ERRORS = {1: "KVM could not emulate an instruction", 3: "an event could not be delivered"}
 
 

@@ -11,7 +11,8 @@ from vfio_intx.qemu.guestpci import PassedThrough, list_passed_through
 from vfio_intx.qemu.monitor import Monitor
 from vfio_intx.wiring.hotplug import remove, wait_released
 
-#: QEMU closes the device from its main loop after a grace period of its RCU: milliseconds, seconds under TCG.
+#: QEMU closes the device from its main loop after a grace period of its RCU: milliseconds, seconds under TCG. So long
+#: it is waited for at least, however impatient the caller.
 _RELEASE_S = 5.0
 
 
@@ -19,7 +20,8 @@ _RELEASE_S = 5.0
 class Detached:
     """What was done. ``was_there`` is False where the VM did not have the function: then nothing was.
 
-    :ivar released: whether QEMU has closed the function and its group; False where that took longer than 5 s.
+    :ivar released: whether QEMU has closed the function and its group; False where that took longer than the caller's
+        timeout, and than 5 s.
     """
 
     bdf: Bdf
@@ -64,7 +66,7 @@ def detach(monitor: Monitor, root: HostRoot, bdf: Bdf, *, timeout_s: float = 10.
     except KeyboardInterrupt as stop:
         stop.add_note(f"the guest may have been asked already to let {bdf} go, and may do it later: vfio-intx status")
         raise
-    released = wait_released(monitor, root, bdf, budget_s=_RELEASE_S)
+    released = wait_released(monitor, root, bdf, budget_s=max(_RELEASE_S, timeout_s))
     return Detached(bdf, device.id, was_there=True, released=released)
 
 

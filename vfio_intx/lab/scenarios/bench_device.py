@@ -139,7 +139,7 @@ def _churned(context: Context, lane: Lane, rounds: int) -> dict[str, object]:
         lane.unwire()
     seconds, left = time.monotonic() - begun, _descriptors() - before
     lane.wire()
-    tally = lane.race(_AFTERWARDS, durations, 2.0, 1)
+    tally = lane.race(_AFTERWARDS, durations, 2.0, 1, grace_s=30.0)
     lane.unwire()
     context.say(
         f"{rounds} rounds of wire and unwire in {seconds:.1f} s: {left} descriptors more; {tally.acknowledged} "

@@ -32,9 +32,9 @@ NEIGHBOUR = Card("e1000", 0x14, backend=UserNetwork(), name="neighbour")
 PLAIN = Card("edu", 0x18, name="plain")
 HIDDEN = Card("edu", 0x11, ("x-pci-vendor-id=0x8086", "x-pci-device-id=0x37d2"), name="hidden")
 SPEC = LabSpec(kernels.DEFAULT, (QUIRK, NEIGHBOUR, PLAIN, HIDDEN), qemu=LAB.name)
-DEADLINE_S = 420.0
+DEADLINE_S = 900.0
 
-_QEMU_S = 30.0
+_QEMU_S = 90.0
 _QEMU = ("qemu-system-x86_64", "-machine", "q35", "-accel", "kvm", "-display", "none", "-nodefaults", "-S", "-m", "64")
 
 

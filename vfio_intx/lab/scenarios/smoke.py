@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
 
 from vfio_intx.errors import VerifyError
 from vfio_intx.lab import kernels
+from vfio_intx.lab.echoes import Echoes
 from vfio_intx.lab.guests import Guest
 from vfio_intx.lab.scenario import Context
 from vfio_intx.lab.spec import Card, LabSpec, UserNetwork
+from vfio_intx.lab.traffic import ANSWER_S
 
 NETWORK = UserNetwork()
 NIC = Card("e1000", 0x10, backend=NETWORK)
@@ -33,10 +34,10 @@ def inside(context: Context) -> dict[str, object]:
         interface = guest.wait_interface()
         context.say(f"the guest has {interface}")
         guest.check(f"ip addr add {NETWORK.address} dev {interface} && ip link set {interface} up")
-        pings = guest.run(f"ping -c {_PINGS} -i 0.2 -w 20 {NETWORK.gateway}").text
+        echoes = Echoes(guest)
+        pings = guest.run(f"ping -c {_PINGS} -i 0.2 -W {ANSWER_S} {NETWORK.gateway}").text
+        _, received = echoes.settled(ANSWER_S)
         interrupts = guest.interrupt_count(interface)
-    match = re.search(r"(\d+) packets received", pings)
-    received = int(match[1]) if match else 0
     context.say(f"{received} of {_PINGS} pings, {interrupts} interrupts in the guest")
     if received < _PINGS or interrupts == 0:
         raise VerifyError(f"the guest got {received} of {_PINGS} answers and {interrupts} interrupts: {pings[-300:]}")

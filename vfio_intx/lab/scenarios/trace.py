@@ -18,10 +18,12 @@ from vfio_intx.errors import VerifyError
 from vfio_intx.host.irq import read_interrupts, vfio_action
 from vfio_intx.host.root import HostRoot
 from vfio_intx.lab import kernels
+from vfio_intx.lab.echoes import Echoes
 from vfio_intx.lab.guests import Guest, GuestOptions
 from vfio_intx.lab.scenario import Context
 from vfio_intx.lab.scenarios.smoke import NETWORK, NIC, bind_by_hand
 from vfio_intx.lab.spec import LabSpec
+from vfio_intx.lab.traffic import ANSWER_S
 from vfio_intx.observe.collect import Tracer, run
 from vfio_intx.observe.events import Target
 from vfio_intx.observe.recording import Recorder
@@ -30,7 +32,7 @@ from vfio_intx.observe.span import Span
 from vfio_intx.observe.target import resolve
 
 SPEC = LabSpec(kernels.DEFAULT, (NIC,))
-DEADLINE_S = 400.0
+DEADLINE_S = 900.0
 
 _PINGS = 20
 _PAGE_DATA = 4096 - 16
@@ -71,7 +73,7 @@ def _under(context: Context, guest: Guest, scheme: str) -> dict[str, object]:
     guest.execute("device_add", driver="vfio-pci", host=str(NIC.bdf), id=f"nic-{scheme}", **properties)
     interface = guest.wait_interface()
     guest.check(f"ip addr add {NETWORK.address} dev {interface} && ip link set {interface} up")
-    guest.check(f"ping -c 1 -w 20 {NETWORK.gateway}")
+    _ping(guest, 1)
     root = HostRoot()
     target = _learnt(root, guest)
     recorder = Recorder() if "record" in context.options else None
@@ -84,13 +86,14 @@ def _under(context: Context, guest: Guest, scheme: str) -> dict[str, object]:
         # Both ends of what is compared lie in silence: the guest sends a packet of its own now and then.
         before = _counts(root, guest, interface)
         tracer.poll()
-        guest.check(f"ping -c {_PINGS} -i 0.1 -w 30 {NETWORK.gateway}")
+        _ping(guest, _PINGS)
         after = _counts(root, guest, interface)
         report = tracer.finish()
     if recorder is not None:
         recorder.save(context.results_dir / scheme, platform.release(), report.target)
     unplugged = _unplug_while_traced(guest, f"nic-{scheme}")
-    guest.check("for i in $(seq 200); do ls /sys/class/net | grep -qv lo || break; sleep 0.05; done")
+    gone = "for i in $(seq 600); do ls /sys/class/net | grep -qv lo || exit 0; sleep 0.05; done; exit 1"
+    guest.check(gone, seconds=180.0)
     found = to_json(report)
     found["unplugged_while_traced"] = unplugged
     found["spans_between"] = sum(before.moment < start <= after.moment for start in starts)
@@ -99,12 +102,21 @@ def _under(context: Context, guest: Guest, scheme: str) -> dict[str, object]:
     return found
 
 
+def _ping(guest: Guest, count: int) -> None:
+    """So many pings, and the wait for their answers. :raise VerifyError: one did not come."""
+    echoes = Echoes(guest)
+    guest.run(f"ping -c {count} -i 0.1 -W {ANSWER_S} {NETWORK.gateway}")
+    sent, received = echoes.settled(ANSWER_S)
+    if (sent, received) != (count, count):
+        raise VerifyError(f"{received} of {sent} pings were answered, {count} were asked for")
+
+
 def _unplug_while_traced(guest: Guest, device_id: str) -> str:
     """Take the device out of the VM under a trace of its line; how that trace says that it ended."""
     target, pid = resolve(HostRoot(), pid=guest.pid, gsi=None, bdf=NIC.bdf)
     tracer = Tracer(target, root=HostRoot(), pid=pid)
     with ThreadPoolExecutor(1) as pool:
-        ended = pool.submit(run, tracer, seconds=60.0, count=None)
+        ended = pool.submit(run, tracer, seconds=120.0, count=None)
         guest.execute("device_del", id=device_id)
         return ended.result().ended
 
@@ -113,7 +125,7 @@ def _learnt(root: HostRoot, guest: Guest) -> Target:
     """The target, its GSI found as a user's would be: a recording need not hold what other lines do."""
     target, _ = resolve(root, pid=guest.pid, gsi=None, bdf=NIC.bdf)
     with Tracer(target, root=root, pid=guest.pid) as tracer:
-        guest.check(f"ping -c 6 -i 0.1 -w 30 {NETWORK.gateway}")
+        _ping(guest, 6)
         tracer.finish()
     return tracer.target
 
@@ -138,7 +150,7 @@ def _counts(root: HostRoot, guest: Guest, interface: str) -> _Counts:
 
 def _quiet(root: HostRoot) -> int:
     """Wait until the line has been silent for a third of a second; its count then."""
-    deadline = Deadline.after("the line falls silent", 20.0)
+    deadline = Deadline.after("the line falls silent", 60.0)
     count = _host_count(root)
     while not deadline.passed():
         time.sleep(0.3)

@@ -90,6 +90,8 @@ class Hold(IntEnum):
 class Command(IntEnum):
     """What the guest does when the doorbell rings."""
 
+    NOTHING = 0
+    """But answer: what had been delivered to it before the doorbell has run by then."""
     MASK_PIN = 1
     UNMASK_PIN = 2
 

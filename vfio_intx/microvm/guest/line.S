@@ -42,7 +42,7 @@
         .set    CAUSE,          0x2094          /* what the last read of STATUS gave */
         .set    CAUSE_2,        0x2098
         .set    DOORBELLS,      0x209c          /* commands done */
-        .set    HANDLER_ENDS,   0x20a0          /* handler runs that have come to their EOI */
+        .set    HANDLER_ENDS,   0x20a0          /* handler runs whose EOI is done, and heard of by whoever KVM tells */
 
         .globl  start
 start:
@@ -180,11 +180,11 @@ quieted:
         test    byte ptr [HOLD], 2
         jnz     hold_after
 eoi:
-        inc     dword ptr [HANDLER_ENDS]
         cmp     byte ptr [CHIP], 0
         jne     1f
         mov     ebx, LAPIC
         mov     dword ptr [ebx + 0xb0], 0
+        inc     dword ptr [HANDLER_ENDS]
         cmp     byte ptr [NUDGE], 0
         jne     nudge
         pop     ebx
@@ -195,6 +195,7 @@ eoi:
         jb      2f
         out     0xa0, al
 2:      out     0x20, al
+        inc     dword ptr [HANDLER_ENDS]
         pop     ebx
         pop     eax
         iret

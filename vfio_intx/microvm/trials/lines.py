@@ -18,7 +18,7 @@ from vfio_intx.microvm.machine import Machine
 from vfio_intx.microvm.trials.row import Ground, Row, judged
 
 _SECOND_BAR = BAR + 0x1000
-_WAIT_S = 1.0
+_WAIT_S = 5.0
 #: Long enough for anything that was going to happen by mistake.
 _QUIET_S = 0.01
 _SHARED_ROUNDS = 20

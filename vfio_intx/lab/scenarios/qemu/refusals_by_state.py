@@ -130,7 +130,7 @@ def _resetting(line: LiveNic) -> str:
     guest.wait_ready()
     guest.load("e1000")
     set_network_up(guest, NETWORK, guest.wait_interface())
-    Deadline.after("the first answer", 20).poll(lambda: ping(guest, NETWORK, 1, 2).received > 0)
+    Deadline.after("the first answer", 60).poll(lambda: ping(guest, NETWORK, 1, 2).received > 0)
     line.carries(f"after a reset ({words})")
     state = line.state()
     if state.scheme is not state.wanted:
