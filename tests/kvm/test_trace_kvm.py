@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.kvm.starving import starved_vcpus
-from tests.kvm.tracefs import mounted_tracefs
+from tests.kvm.tracefs import tracefs_or_skip
 from vfio_intx.abi import kvm
 from vfio_intx.abi.call import close_all
 from vfio_intx.chain.scheme import Scheme
@@ -44,13 +44,8 @@ GLOBAL_FILES = ("tracing_on", "trace_clock", "current_tracer", "set_event", "tra
 
 @pytest.fixture(scope="module", autouse=True)
 def tracefs() -> Iterator[Path]:
-    """Where it is; mounted for these tests where nobody has. A machine that cannot have it skips them, or fails."""
-    with contextlib.ExitStack() as stack:
-        try:
-            place = stack.enter_context(mounted_tracefs(ROOT))
-        except (KernelError, MissingError) as error:
-            lack = pytest.fail if "kvm" in os.environ.get("VFIO_INTX_REQUIRE", "").split(",") else pytest.skip
-            lack(f"tracing: {error}; {error.hint}")
+    """Where it is; mounted for these tests where nobody has."""
+    with tracefs_or_skip() as place:
         yield place
 
 

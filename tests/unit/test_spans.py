@@ -200,6 +200,16 @@ def odd_late(script: Script) -> Script:
     return script
 
 
+def test_what_is_open_at_the_end_says_for_how_long() -> None:
+    """An interrupt that was under way when somebody stopped is no stuck line."""
+    joiner = Joiner(BARE)
+    joiner.feed(Script().up().events)
+    joiner.feed(Script(at=29_000).add(Kind.EOI, OTHER, 0, 99).events)
+    joiner.finish()
+    (odd,) = joiner.anomalies
+    assert odd.detail == "interrupt 1 was not acknowledged by the end of the recording, 28.0 us later"
+
+
 @pytest.mark.parametrize(
     ("write", "expected", "spans"),
     [

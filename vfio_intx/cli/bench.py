@@ -17,7 +17,7 @@ from vfio_intx.abi import kvm
 from vfio_intx.abi.call import close_all
 from vfio_intx.chain.scheme import Scheme
 from vfio_intx.cli.text import screen_columns, wrapped
-from vfio_intx.errors import KernelError, UsageError
+from vfio_intx.errors import UsageError
 from vfio_intx.host.kernel import read_kernel
 from vfio_intx.host.root import HostRoot
 from vfio_intx.names import Bdf, parse_natural
@@ -283,9 +283,8 @@ def _print_bars(figures: BenchFigures) -> None:
 
 def _draw(figures: BenchFigures, path: Path) -> None:
     from vfio_intx.microvm.chart import svg
+    from vfio_intx.observe.export import WholeFile
 
     triggers = max((row.triggers for row in figures.schemes), default=0)
-    try:
-        path.write_text(svg(figures, f"INTx schemes on this host's KVM, {triggers} interrupts each"), "utf-8")
-    except OSError as error:
-        raise KernelError("write", str(path), error.errno or 0) from error
+    with WholeFile(path) as file:
+        file.put(svg(figures, f"INTx schemes on this host's KVM, {triggers} interrupts each").encode())

@@ -80,19 +80,20 @@ def run(arguments: argparse.Namespace) -> int:
         need_kvm(HostRoot(), pid)
         tracer = Tracer(target, root=HostRoot(), pid=pid, size_kb=size_kb, sink=_sink(exports, timeline))
         stopped = stack.enter_context(_signals())
-        tell = stack.enter_context(_live(arguments))
 
         def ended() -> bool:
             return bool(stopped or _failed(exports))
 
-        report = run_tracer(tracer, seconds=seconds, count=count, stop=ended, tell=tell)
+        # While its line is on the terminal, rich sends there what is printed to stdout.
+        with _live() as tell:
+            report = run_tracer(tracer, seconds=seconds, count=count, stop=ended, tell=tell)
         _to_all(exports, lambda export: export.note(report.anomalies))
         added_us = _added_us() if arguments.cost else None
         payload = _payload(report, added_us)
         # Before the files, which a full disk may refuse.
         if arguments.json:
             print_json("trace/1", payload)
-        elif data is None:
+        else:
             _print_table(report, name, added_us)
         if data is not None:
             data.put(as_json("trace/1", payload))
@@ -188,7 +189,7 @@ def _signals() -> Iterator[list[int]]:
 
 
 @contextlib.contextmanager
-def _live(arguments: argparse.Namespace) -> Iterator[Tracer.Tell]:
+def _live() -> Iterator[Tracer.Tell]:
     """A line on stderr that follows the run, on a terminal only."""
     err = console(stderr=True)
     if not err.is_terminal:

@@ -94,7 +94,7 @@ class Export:
             raise self._failure from error
 
     def _failed(self, operation: str, error: OSError) -> KernelError:
-        hint = "the run was stopped, the incomplete file removed: name one in a folder that there is, with room"
+        hint = "nothing incomplete was left; name one in a folder that there is, with room"
         return KernelError(operation, str(self._path), error.errno or 0, hint=hint)
 
     def _head(self) -> bytes:

@@ -111,17 +111,18 @@ class Joiner:
     def finish(self) -> None:
         """The recording is over: what is still open is counted as unfinished, and a handler's run as not injected."""
         for span in self._open:
-            self._give_up(span)
+            # One that was just under way is no stuck line; how long it had gone on tells the two apart.
+            self._give_up(span, f" by the end of the recording, {(self._last - span.inject) / 1000:,.1f} us later")
         self._open.clear()
         if self._handler is not None:
             # A line that nobody listens to stays masked: there is no next run of the handler to note it at.
             self._note(Oddity.NOT_INJECTED, self._handler.entry, "the host's handler ran, no injection until the end")
         self._handler = None
 
-    def _give_up(self, span: Span) -> None:
+    def _give_up(self, span: Span, when: str = "") -> None:
         if span.masked and not span.ack:
             self._odd(span, Oddity.MASKED, span.masked, "the guest has the pin masked")
-        self._note(Oddity.UNFINISHED, span.inject, f"interrupt {span.number} {_missing(span)}")
+        self._note(Oddity.UNFINISHED, span.inject, f"interrupt {span.number} {_missing(span)}{when}")
 
     def _note(self, oddity: Oddity, time: int, detail: str) -> None:
         self.counts[oddity] += 1
