@@ -64,6 +64,8 @@ def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
         name = hardware_name(root or HostRoot(), bdf, ids).value if ids and arguments.snapshot is None else None
     except VfioIntxError as error:
         error.exit_status = USAGE_STATUS
+        if not arguments.json:
+            print(unknown_line(f"{arguments.bdf}: {error}"))
         raise
     if arguments.json:
         from vfio_intx.cli.output import print_json
@@ -72,6 +74,15 @@ def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
     else:
         print(_text(prediction, name))
     return int(prediction.severity)
+
+
+def unknown_line(why: str) -> str:
+    """The line on stdout where there is no answer: a monitoring system shows nothing of what stderr says."""
+    return f"{Severity.UNKNOWN.name}: {_without_bar(escape(why))}"
+
+
+def _without_bar(text: str) -> str:
+    return text.replace("|", "/")  # a monitoring system takes the first bar for the beginning of the figures
 
 
 def _write_test(arguments: argparse.Namespace, bdf: Bdf, root: HostRoot | None) -> bool | None:
@@ -121,8 +132,7 @@ def _text(prediction: Prediction, name: str | None) -> str:
     subject = prediction.subject
     count = subject.line.count if subject.line else 0
     data = f"interrupts={count}c sharers={len(subject.handlers)} findings={len(prediction.findings)}"
-    outlook = prediction.outlook[0].replace("|", "/")  # a monitoring system takes the first bar for the end of it
-    lines = [f"{prediction.severity.name}: {subject.name}: {outlook} | {data}"]
+    lines = [f"{prediction.severity.name}: {subject.name}: {_without_bar(prediction.outlook[0])} | {data}"]
     lines += [f"  card: {name}"] if name else []
     if prediction.scheme is not None:
         lines.append(f"  scheme: {prediction.scheme[0].value}, if QEMU is stock: {prediction.scheme[1]}")

@@ -2,7 +2,8 @@
 
 Only the module of the verb that was named is imported, so that ``--version`` and ``--help`` start fast.
 A verb's module has ``add_arguments(parser)``, ``run(arguments) -> int`` (the exit status) and ``EPILOG`` (its needs and
-examples, for the end of its help), and may have a ``USAGE_STATUS`` of its own.
+examples, for the end of its help), and may have a ``USAGE_STATUS`` of its own, and an ``unknown_line(why)`` to be
+printed on stdout where the command line is wrong.
 """
 
 from __future__ import annotations
@@ -80,13 +81,20 @@ class _Formatter(argparse.HelpFormatter):
 class _Parser(argparse.ArgumentParser):
     """An ArgumentParser without abbreviated options, whose errors name the next step."""
 
-    def __init__(self, prog: str, description: str = "", epilog: str = "", usage_status: int = _STATUS_USAGE) -> None:
+    def __init__(self, prog: str, description: str = "", verb: ModuleType | None = None) -> None:
         super().__init__(
-            prog=prog, description=description, epilog=epilog, allow_abbrev=False, formatter_class=_Formatter
+            prog=prog,
+            description=description,
+            epilog=getattr(verb, "EPILOG", ""),
+            allow_abbrev=False,
+            formatter_class=_Formatter,
         )
-        self._usage_status = usage_status
+        self._usage_status = int(getattr(verb, "USAGE_STATUS", _STATUS_USAGE))
+        self._usage_line: Callable[[str], str] | None = getattr(verb, "unknown_line", None)
 
     def error(self, message: str) -> NoReturn:
+        if self._usage_line is not None:
+            print(self._usage_line(message))
         self.exit(self._usage_status, f"{self.prog}: {message}\n  try: {self.prog} --help\n")
 
 
@@ -115,9 +123,7 @@ def parser_of(verb: str) -> tuple[ModuleType, argparse.ArgumentParser]:
     """A verb's module and its parser; what prints the help, the man page and the completion all read this one."""
     name, words = VERBS[verb]
     module = importlib.import_module(f"vfio_intx.cli.{name}")
-    parser = _Parser(
-        f"vfio-intx {verb}", words, getattr(module, "EPILOG", ""), getattr(module, "USAGE_STATUS", _STATUS_USAGE)
-    )
+    parser = _Parser(f"vfio-intx {verb}", words, module)
     module.add_arguments(parser)
     return module, parser
 
