@@ -14,11 +14,13 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def screen_columns() -> int | None:
-    """How wide the terminal is that stdout goes to; None where that is a pipe or a file."""
+    """How wide the terminal is that stdout goes to, or as COLUMNS has it; None where that is a pipe or a file."""
     try:
-        return os.get_terminal_size(sys.stdout.fileno()).columns or None
+        columns = os.get_terminal_size(sys.stdout.fileno()).columns
     except (OSError, ValueError):
         return None
+    wanted = os.environ.get("COLUMNS", "")
+    return (int(wanted) if wanted.isascii() and wanted.isdecimal() else 0) or columns or None
 
 
 def wrapped(text: str, columns: int | None, *, hang: int = 0) -> str:
