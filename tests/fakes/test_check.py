@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.kernel import nic_host
-from vfio_intx.cli import check
+from tests.fakes.tree import FakeFunction, FakeTree
+from vfio_intx.cli import check, scan
 from vfio_intx.cli.main import main
+from vfio_intx.host.root import HostRoot
 
 
 @pytest.fixture
@@ -48,6 +50,35 @@ def test_a_reader_of_json_gets_no_line_that_is_none(capsys: pytest.CaptureFixtur
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "there is no PCI function" in printed.err
+
+
+def test_on_a_terminal_its_lines_are_broken_between_words_but_for_what_may_be_a_command(
+    host: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = FakeTree(host)
+    tree.add(FakeFunction("0000:00:10.1", driver="snd_hda_intel", group=4, irq=21))
+    assert main(["check", "00:10.0"]) == 2
+    piped = capsys.readouterr().out
+    monkeypatch.setattr(check, "screen_columns", lambda: 60)
+    assert main(["check", "00:10.0"]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert " ".join(" ".join(lines).split()) == " ".join(piped.split())
+    assert max(len(line) for line in lines if "mend: " not in line) <= 60
+    assert [line for line in lines if "mend: " in line] == [line for line in piped.splitlines() if "mend: " in line]
+    assert max(map(len, piped.splitlines())) > 60
+
+
+def test_the_outlook_of_a_scan_is_broken_between_words_on_a_terminal(
+    host: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(scan, "run", functools.partial(scan.run, root=HostRoot(host)))
+    main(["scan"])
+    piped = capsys.readouterr().out
+    monkeypatch.setattr(scan, "screen_columns", lambda: 60)
+    main(["scan"])
+    shown = capsys.readouterr().out
+    assert shown.split() == piped.split()
+    assert max(len(line) for line in shown.splitlines() if line.startswith("    ")) <= 60 < len(piped.splitlines()[2])
 
 
 def test_other_verbs_say_it_on_stderr_alone(capsys: pytest.CaptureFixture[str]) -> None:

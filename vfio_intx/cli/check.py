@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vfio_intx.chain.finding import Severity
+from vfio_intx.chain.finding import Finding, Severity
 from vfio_intx.cli.scan import finding_payload, host_snapshot, unknown_facts
+from vfio_intx.cli.text import screen_columns, wrapped
 from vfio_intx.diagnose.prediction import Prediction, predict
 from vfio_intx.diagnose.rules.machine import irqchip_of
 from vfio_intx.diagnose.subject import VmFacts
@@ -16,6 +17,7 @@ from vfio_intx.host.root import HostRoot
 from vfio_intx.names import Bdf, escape
 
 _MOST_MESSAGES = 2000
+_MEND = "      mend: "
 
 #: A plugin's usage error is UNKNOWN, and so is everything else that keeps it from an answer.
 USAGE_STATUS = int(Severity.UNKNOWN)
@@ -136,11 +138,23 @@ def _text(prediction: Prediction, name: str | None) -> str:
     lines += [f"  card: {name}"] if name else []
     if prediction.scheme is not None:
         lines.append(f"  scheme: {prediction.scheme[0].value}, if QEMU is stock: {prediction.scheme[1]}")
-    for finding in prediction.findings:
-        lines.append(f"  {finding.code} {finding.severity.name.lower()}, {finding.stage.value}: {finding.summary}")
-        lines += [f"      seen: {item}" for item in finding.evidence]
-        lines.append(f"      then: {finding.consequence}")
-        lines += [f"      mend: {finding.remedy}"] if finding.remedy else []
+    lines += [line for finding in prediction.findings for line in _finding_lines(finding)]
     unread = unknown_facts(prediction).get("claims")
     lines += [f"  not seen: who else claims it: {unread}"] if unread else []
-    return "\n".join(lines)
+    columns = screen_columns()
+    # What mends it may be a command to be copied, which is not broken.
+    return "\n".join(line if line.startswith(_MEND) else wrapped(line, columns, hang=_hang(line)) for line in lines)
+
+
+def _finding_lines(finding: Finding) -> list[str]:
+    return [
+        f"  {finding.code} {finding.severity.name.lower()}, {finding.stage.value}: {finding.summary}",
+        *(f"      seen: {item}" for item in finding.evidence),
+        f"      then: {finding.consequence}",
+        *([f"{_MEND}{finding.remedy}"] if finding.remedy else []),
+    ]
+
+
+def _hang(line: str) -> int:
+    indent = len(line) - len(line.lstrip())
+    return indent + (6 if indent == 6 else 2)

@@ -34,7 +34,9 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.code:
         print(_text(chosen[0]))
     else:
-        print("\n".join(f"{rule.code}  {rule.stage.value:<9}  {rule.title}" for rule in chosen))
+        columns = screen_columns()
+        for rule in chosen:
+            print(wrapped(f"{rule.code}  {rule.stage.value:<9}  {rule.title}", columns, hang=21))
     return 0
 
 

@@ -26,10 +26,10 @@ def screen_columns() -> int | None:
 def wrapped(text: str, columns: int | None, *, hang: int = 0) -> str:
     """Sentences broken between words for so many columns, every line but a paragraph's first *hang* blanks in.
 
-    Lines are joined within a paragraph; an indented one and a command to be copied do not belong in here. Without
-    *columns*, and where they leave no room worth it, *text* as it is.
+    Lines are joined within a paragraph; one that is indented by more than its first and a command to be copied do not
+    belong in here. Without *columns*, and where they leave no room worth it, *text* as it is.
     """
-    if columns is None or columns - hang < 20:
+    if columns is None or columns - hang < 20 or (len(text) <= columns and "\n" not in text):
         return text
     import textwrap
 
