@@ -19,6 +19,8 @@ from vfio_intx.diagnose.prediction import Prediction, predict
 from vfio_intx.errors import MissingError
 from vfio_intx.host.snapshot import take_snapshot
 from vfio_intx.names import Bdf
+from vfio_intx.wiring.drivers import bind
+from vfio_intx.wiring.ready import require_ready
 
 NIC = "0000:00:10.0"
 
@@ -90,6 +92,18 @@ def test_what_stands_against_it_is_said(tmp_path: Path, changes: dict[str, objec
     prediction = predicted(nic_host(tmp_path, **changes).tree)
     assert not prediction.ready
     assert says in prediction.outlook[0]
+
+
+def test_a_parameter_that_only_an_intel_cpu_needs_is_not_asked_of_another(tmp_path: Path) -> None:
+    kernel, bdf = nic_host(tmp_path / "host", group=None), Bdf.parse("00:10.0")
+    (finding,) = (one for one in predicted(kernel.tree).findings if one.code == "INTX024")
+    with pytest.raises(MissingError) as bound:
+        bind(kernel, tmp_path / "state", [bdf])
+    tree = nic_host(tmp_path / "bound", group=None, driver="vfio-pci").tree
+    with pytest.raises(MissingError) as ready:
+        require_ready(tree.root, bdf)
+    for hint in (finding.remedy, bound.value.hint, ready.value.hint):
+        assert "with an Intel CPU boot with intel_iommu=on" in (hint or "")
 
 
 def test_a_live_sibling_is_named(tmp_path: Path) -> None:
