@@ -186,6 +186,37 @@ def test_the_table_has_a_row_and_an_outlook_for_each(tmp_path: Path, capsys: pyt
     assert outlook.strip() == "It can be bound to vfio-pci; IRQ 21 would be its alone, and it masks itself by DisINTx."
 
 
+@pytest.mark.parametrize(
+    ("quirk", "outlook"),
+    [
+        (
+            {},
+            "IRQ 21 would be its alone, and it masks itself by DisINTx; also wired to it, but not using it: "
+            "0000:00:04.0 (MSI), 0000:00:05.0 (no driver), 0000:00:06.0 (snd_hda_intel).",
+        ),
+        (
+            {"vendor": 0x10EC, "device": 0x8169},
+            "IRQ 21 would be its alone (10ec:8169 is on the kernel's list of cards whose DisINTx is broken); also "
+            "wired to it, but not using it: 0000:00:04.0 (MSI), 0000:00:05.0 (no driver), 0000:00:06.0 (snd_hda_intel).",
+        ),
+    ],
+)
+def test_others_on_the_wire_that_leave_its_line_alone_are_named(
+    tmp_path: Path, quirk: dict[str, object], outlook: str
+) -> None:
+    tree = nic_host(tmp_path, net=("eth0",), **quirk).tree
+    for other in (
+        FakeFunction("0000:00:04.0", driver="xhci_hcd", irq=21, msix=True, msi_enabled=True, msi_vectors=(40, 41)),
+        FakeFunction("0000:00:05.0", irq=21),
+        FakeFunction("0000:00:06.0", driver="snd_hda_intel", irq=21),
+        FakeFunction("0000:00:07.0", driver="e1000", irq=22),
+    ):
+        tree.add(other)
+    assert outlook in predicted(tree).outlook[0]
+    tree.interrupts({21: (7, "IO-APIC 21-fasteoi", "eth0, uhci_hcd:usb1")})
+    assert "also wired" not in predicted(tree).outlook[0]
+
+
 def test_each_file_is_read_at_most_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree = nic_host(tmp_path).tree
     tree.add(FakeFunction("0000:00:11.0", driver="e1000", group=5, irq=21))
