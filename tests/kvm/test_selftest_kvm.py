@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from vfio_intx.cli.main import main
 from vfio_intx.cli.output import print_error
+from vfio_intx.deadline import Deadline
 from vfio_intx.errors import MissingError
 from vfio_intx.host.root import HostRoot
 from vfio_intx.microvm.trials import Ground, Row, Verdict, is_usable, run_trials
@@ -60,6 +63,12 @@ def test_selftest_as_a_program() -> None:
     assert {"name", "expected", "seen", "verdict", "required", "meaning"} == said["rows"][0].keys()
 
 
+def cpu_seconds(pid: int) -> float:
+    """What a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @pytest.mark.kvm
 def test_bench_as_a_program(tmp_path: Path) -> None:
     picture = tmp_path / "bench.svg"
@@ -93,6 +102,26 @@ def test_an_interrupted_bench_says_so_and_prints_what_it_has() -> None:
         said = json.loads(process.stdout.read())
         assert process.wait(60) == 130
     assert said["partial"] is True
+
+
+@pytest.mark.kvm
+def test_two_interrupts_of_a_long_race_leave_the_rounds_that_ended() -> None:
+    # As timeout(1) sends them, to the program and to its group, or an impatient user.
+    with subprocess.Popen(
+        [*PROGRAM, "bench", "--scheme", "irqfd", "--count", "10000000", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert Deadline.after("a round", 60.0).poll(lambda: cpu_seconds(process.pid) > 2.0)
+        while process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.001)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, "interrupted; these are the figures" in err) == (130, True)
+    said = json.loads(out)
+    assert said["partial"] is True
+    assert said["schemes"][0]["triggers"] >= 1000
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "1000000000", "many", "1e3", ""])

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.kvm.starving import starved_vcpus
-from tests.kvm.tracefs import mounted_tracefs
+from tests.kvm.tracefs import tracefs_or_skip
 from vfio_intx.abi import kvm
 from vfio_intx.abi.call import close_all
 from vfio_intx.chain.scheme import Scheme
@@ -44,13 +44,8 @@ GLOBAL_FILES = ("tracing_on", "trace_clock", "current_tracer", "set_event", "tra
 
 @pytest.fixture(scope="module", autouse=True)
 def tracefs() -> Iterator[Path]:
-    """Where it is; mounted for these tests where nobody has. A machine that cannot have it skips them, or fails."""
-    with contextlib.ExitStack() as stack:
-        try:
-            place = stack.enter_context(mounted_tracefs(ROOT))
-        except (KernelError, MissingError) as error:
-            lack = pytest.fail if "kvm" in os.environ.get("VFIO_INTX_REQUIRE", "").split(",") else pytest.skip
-            lack(f"tracing: {error}; {error.hint}")
+    """Where it is; mounted for these tests where nobody has."""
+    with tracefs_or_skip() as place:
         yield place
 
 
@@ -117,6 +112,26 @@ def test_every_interrupt_of_the_guest_is_a_span(ceiling: Ceiling, starve: bool) 
     assert report.cost.cpu_s > 0
 
 
+def test_a_vcpu_that_is_younger_than_the_recording_is_followed() -> None:
+    target, pid = resolve(ROOT, pid=os.getpid(), gsi=Gsi(GSI), bdf=None)
+    with Tracer(target, root=ROOT, pid=pid) as tracer, contextlib.ExitStack() as stack:
+        tracer.poll()
+        fd = kvm.open_kvm("/dev/kvm")
+        stack.callback(close_all, fd)
+        ceiling = Ceiling(fd, gsi=GSI)
+        stack.callback(ceiling.close)
+
+        def knows() -> bool:
+            tracer.poll()
+            return set(tracer.target.threads) >= set(threads_of(ROOT, os.getpid()))
+
+        assert Deadline.after("the new thread is known", 30.0).poll(knows)
+        ceiling.run(20.0, count=2000)
+        report = tracer.finish()
+        assert report.summary.interrupts == ceiling.total()
+        assert report.anomaly_counts == {}
+
+
 def test_a_buffer_too_small_is_a_loss_that_is_told(ceiling: Ceiling) -> None:
     report, counted = traced(ceiling, 20_000, poll=False, size_kb=64)
     counts = report.anomaly_counts
@@ -124,6 +139,15 @@ def test_a_buffer_too_small_is_a_loss_that_is_told(ceiling: Ceiling) -> None:
     assert counts["lost-events"] > 0
     assert 0 < report.summary.interrupts < counted
     assert report.injected == report.summary.interrupts + counts.get("torn", 0) + counts.get("unfinished", 0)
+
+
+def test_a_full_buffer_is_read_to_its_end(ceiling: Ceiling) -> None:
+    target, pid = resolve(ROOT, pid=os.getpid(), gsi=Gsi(ceiling.figures.gsi), bdf=None)
+    with Tracer(target, root=ROOT, pid=pid, size_kb=1024) as tracer:
+        ceiling.run(20.0, count=60_000)
+        tracer.finish()
+        left = [cpu.entries for cpu in tracer.instance.statistics().values()]
+    assert not any(left)
 
 
 def test_the_instance_is_private_and_runs_on_the_clock_that_was_chosen(tracefs: Path) -> None:
@@ -221,7 +245,7 @@ def test_after_sigkill_the_next_run_sweeps_and_spares_the_living(
     assert ours(tracefs, alive.pid) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_asked_to_stop_it_reports_and_cleans_up(
     tracefs: Path, sleeper: subprocess.Popen[bytes], number: signal.Signals
 ) -> None:
@@ -262,9 +286,10 @@ def test_a_full_disk_ends_the_run_with_one_message(tracefs: Path, ceiling: Ceili
     )
     assert Deadline.after("the tracer records", 60.0).poll(lambda: records(tracefs, tracer.pid))
     ceiling.run(80.0, count=5000)
-    _, err = tracer.communicate(timeout=60)
+    out, err = tracer.communicate(timeout=60)
     assert tracer.returncode == 1
     assert "EFBIG" in err
+    assert "resample" in out  # what was measured until then is told
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
     assert ours(tracefs, tracer.pid) == []

@@ -5,14 +5,28 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from vfio_intx.errors import MissingError
+import pytest
+
+from vfio_intx.errors import KernelError, MissingError
 from vfio_intx.host.root import HostRoot
 from vfio_intx.observe.tracefs import find_tracefs
 
 _PLACE = "/sys/kernel/tracing"
+
+
+@contextmanager
+def tracefs_or_skip() -> Iterator[Path]:
+    """As :func:`mounted_tracefs`; where it cannot be had the tests are skipped, or fail where KVM is required."""
+    with ExitStack() as stack:
+        try:
+            place = stack.enter_context(mounted_tracefs(HostRoot()))
+        except (KernelError, MissingError) as error:
+            lack = pytest.fail if "kvm" in os.environ.get("VFIO_INTX_REQUIRE", "").split(",") else pytest.skip
+            lack(f"tracing: {error}; {error.hint}")
+        yield place
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import resource
 from collections.abc import Iterator
@@ -44,7 +45,7 @@ def report_of(joiner: Joiner) -> Report:
     counts = {oddity.value: count for oddity, count in joiner.counts.items()}
     return Report(
         BARE, 2.0, "time", summary, tuple(joiner.anomalies), counts, joiner.handled, joiner.injected, 0, 0,
-        Cost(0.5, 1000, 24000),
+        Cost(0.5, 1000),
     )  # fmt: skip
 
 
@@ -196,7 +197,10 @@ class ChromeTrace(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def test_a_perfetto_file_keeps_to_the_trace_event_format(tmp_path: Path) -> None:
-    script = Script().up(MAIN, 0).down(101, 0).up(MAIN, 0).eoi().down(101, 0).eoi().irqfd().up()
+    script = Script().up(MAIN, 0).down(101, 0).up(MAIN, 0).eoi().down(101, 0).eoi().irqfd()
+    for _ in range(4):  # all ended by one EOI
+        script.up(MAIN, 0).down(101, 0)
+    script.eoi().irqfd().up()
     joiner = join(script)
     with PerfettoFile(tmp_path / "p.json", 'line "1"') as export:
         export.add(joiner.done)
@@ -205,8 +209,8 @@ def test_a_perfetto_file_keeps_to_the_trace_event_format(tmp_path: Path) -> None
     named = {event.tid for event in trace.traceEvents if isinstance(event, Metadata) and event.name == "thread_name"}
     slices = [event for event in trace.traceEvents if isinstance(event, Complete)]
     assert {event.tid for event in slices} <= named
-    assert sum(event.name == "interrupt" for event in slices) == 3
-    assert [event.name for event in trace.traceEvents if isinstance(event, Instant)] == ["unfinished"]
+    assert sum(event.name == "interrupt" for event in slices) == 8
+    assert [event.name for event in trace.traceEvents if isinstance(event, Instant)][-1] == "unfinished"
     for track in named:  # slices of one track must not overlap: a viewer would nest them
         ends = 0.0
         for event in sorted((event for event in slices if event.tid == track), key=lambda event: event.ts):
@@ -256,6 +260,38 @@ def test_a_run_that_fails_leaves_no_half_file_and_spares_the_old_one(tmp_path: P
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    # As root, a file renamed over /dev/null would take it away from the whole machine.
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "file").write_text("of yesterday")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        for name in ("pipe", "link"):
+            with SpansFile(tmp_path / name) as export:
+                export.add(many(2).done)
+        assert os.read(reader, 1 << 16) == (tmp_path / "file").read_bytes()
+    finally:
+        os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "pipe"]
+
+
+def test_a_folder_is_refused_before_the_run(tmp_path: Path) -> None:
+    with pytest.raises(KernelError, match="EISDIR"):
+        SpansFile(tmp_path).__enter__()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_has_failed_once_is_not_whole_although_its_block_ends_well(tmp_path: Path) -> None:
+    with SpansFile(tmp_path / "out") as export:
+        with pytest.raises(KernelError), full_disk():
+            export.add(many(400).done)
+        assert export.failure is not None
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(KernelError, match="ENOENT"), SpansFile(tmp_path / "no" / "out"):
         pass
@@ -278,13 +314,14 @@ def test_the_page_needs_nothing_else_and_holds_the_data_unharmed() -> None:
     joiner = many(50)
     timeline = Timeline()
     timeline.add(joiner.done)
-    page = render(report_of(joiner), timeline, "</script><b>GSI 20")
+    page = render(report_of(joiner), timeline, "<!--<script></script><b>GSI 20")
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "").replace('http-equiv="Content', "")
     assert "default-src 'none'" in page
     assert "{{" not in page
     assert page.count("</script>") == 2
     data = page.split('<script id="data" type="application/json">')[1].split("</script>")[0]
     found = json.loads(data)
-    assert found["title"] == "</script><b>GSI 20"
+    assert found["title"] == "<!--<script></script><b>GSI 20"
+    assert "<" not in data
     assert len(found["sample"]) == 50
     assert found["report"]["interrupts"] == 50

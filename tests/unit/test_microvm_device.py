@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import select
 import threading
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from vfio_intx.abi import eventfd
 from vfio_intx.abi.call import close_all
+from vfio_intx.chain.scheme import Scheme
+from vfio_intx.errors import KernelError
+from vfio_intx.microvm.contest import Contestant
 from vfio_intx.microvm.device import ACKNOWLEDGE, CAUSE, LevelDevice, MemoryRegisters
+from vfio_intx.microvm.guest import Pin
 
 
 @pytest.fixture
@@ -25,6 +32,39 @@ def card() -> Iterator[LevelDevice]:
 def _quiet(card: LevelDevice) -> None:
     registers = MemoryRegisters(card.registers)
     registers.write(ACKNOWLEDGE, registers.read(CAUSE))
+
+
+def descriptors() -> list[str]:
+    return sorted(path.name for path in Path("/proc/self/fd").iterdir())
+
+
+@contextmanager
+def no_more_descriptors_than(number: int) -> Iterator[list[str]]:
+    """Only so many can be opened in this block; the list has those that are open after it."""
+    probes = [os.dup(0) for _ in range(number + 1)]
+    close_all(*probes)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    left: list[str] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (probes[number], hard))
+    try:
+        yield left
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    left += descriptors()
+
+
+def test_a_card_that_cannot_be_made_leaves_no_descriptor() -> None:
+    before = descriptors()
+    with no_more_descriptors_than(1) as left, pytest.raises(KernelError, match="EMFILE"):
+        LevelDevice()
+    assert left == before
+
+
+def test_a_scheme_whose_machine_is_refused_leaves_no_descriptor() -> None:
+    before = descriptors()
+    with Path(os.devnull).open() as no_kvm, pytest.raises(KernelError, match="ENOTTY"):
+        Contestant(no_kvm.fileno(), Scheme.IRQFD, Pin.IOAPIC)
+    assert descriptors() == before
 
 
 def test_an_assertion_masks_the_line_and_signals_once(card: LevelDevice) -> None:

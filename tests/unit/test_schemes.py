@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vfio_intx.abi.kvm import MsiRoute
 from vfio_intx.chain.scheme import Scheme
-from vfio_intx.microvm.bench import LONGEST_ROUND, MOST_ROUNDS, contests, rounds_of
+from vfio_intx.microvm.bench import LONGEST_ROUND, contests, rounds_of
 from vfio_intx.microvm.chart import bar_length, svg
 from vfio_intx.microvm.figures import BenchFigures, CeilingFigures, Percentiles, RoundTrips, SchemeFigures, payload
 from vfio_intx.microvm.guest import Pin
@@ -75,8 +75,7 @@ def test_rounds_add_up_and_are_nearly_equal(count: int) -> None:
     rounds = rounds_of(count)
     assert sum(rounds) == count
     assert max(rounds) - min(rounds) <= 1
-    assert len(rounds) <= MOST_ROUNDS
-    assert max(rounds) <= max(LONGEST_ROUND, -(-count // MOST_ROUNDS))
+    assert max(rounds) <= LONGEST_ROUND
 
 
 def test_split_has_no_pic() -> None:

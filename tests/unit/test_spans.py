@@ -200,6 +200,16 @@ def odd_late(script: Script) -> Script:
     return script
 
 
+def test_what_is_open_at_the_end_says_for_how_long() -> None:
+    """An interrupt that was under way when somebody stopped is no stuck line."""
+    joiner = Joiner(BARE)
+    joiner.feed(Script().up().events)
+    joiner.feed(Script(at=29_000).add(Kind.EOI, OTHER, 0, 99).events)
+    joiner.finish()
+    (odd,) = joiner.anomalies
+    assert odd.detail == "interrupt 1 was not acknowledged by the end of the recording, 28.0 us later"
+
+
 @pytest.mark.parametrize(
     ("write", "expected", "spans"),
     [
@@ -273,6 +283,17 @@ def test_a_handler_that_led_to_no_injection_is_noted_when_it_runs_again() -> Non
     assert len(joiner.done) == 2
 
 
+def test_a_handler_that_nothing_ever_followed_is_noted_at_the_end() -> None:
+    # The lost listener: masked by its first interrupt, which nobody hears of, the line never interrupts again.
+    alone = join(Script().host(), DEVICE)
+    assert alone.handled == 1
+    assert alone.counts == {Oddity.NOT_INJECTED: 1}
+    assert join(Script().host().host().host(), DEVICE).counts == {Oddity.NOT_INJECTED: 3}
+    assert join(Script().host().irqfd().host(), DEVICE).counts == {Oddity.NOT_INJECTED: 1}
+    # After a loss the injection may have been among what is missing.
+    assert join(Script().host().add(LOST, 0, 3, 0).host().host().irqfd(), DEVICE).counts == {Oddity.LOST_EVENTS: 1}
+
+
 def test_a_wake_up_on_another_cpu_is_not_the_handlers() -> None:
     script = Script().add(Kind.HOST_ENTRY, WORKER, 21).add(Kind.WAKING, WORKER, MAIN, cpu=1)
     script.add(Kind.HOST_EXIT, WORKER, 21, 1).add(Kind.WAKING, WORKER, MAIN).irqfd()
@@ -335,6 +356,19 @@ def test_anomalies_are_kept_in_bounds_and_counted_beyond() -> None:
     joiner = join(script)
     assert joiner.counts[Oddity.ORPHAN_ACK] == KEPT_OF_A_KIND * 3
     assert len(joiner.anomalies) == KEPT_OF_A_KIND
+
+
+def test_a_line_that_is_never_acknowledged_is_waited_for_in_bounded_space() -> None:
+    # A plain irqfd or an ISA device's edge: raised and lowered, and KVM hears of no EOI.
+    script = Script()
+    for _ in range(500):
+        script.up(WORKER, 0).down(WORKER, 0)
+    joiner = Joiner(BARE)
+    joiner.feed(script.events)
+    waiting = joiner.injected - joiner.counts[Oddity.UNFINISHED]
+    assert waiting <= 64
+    joiner.finish()
+    assert joiner.injected == joiner.counts[Oddity.UNFINISHED] == 500
 
 
 BIT, ANY, VECTORS = st.integers(0, 1), st.sampled_from([MAIN, VCPU, WORKER, OTHER]), st.sampled_from([37, 48])

@@ -51,7 +51,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     summary, timeline = Summary(), Timeline()
     summary.add(joiner.done)
     timeline.add(joiner.done)
-    cost = Cost(0.1, len(recording.events), 1)
+    cost = Cost(0.1, len(recording.events))
     counts = {oddity.value: count for oddity, count in joiner.counts.items()}
     odd = tuple(joiner.anomalies)
     report = Report(recording.target, 4.0, "time", summary, odd, counts, joiner.handled, joiner.injected, 0, 0, cost)

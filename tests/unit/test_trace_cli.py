@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.test_export import many, report_of
-from tests.unit.test_spans import MAIN, Script, join
+from tests.unit.test_spans import DEVICE, MAIN, Script, join
 from vfio_intx.cli.main import main
 from vfio_intx.cli.trace import _print_table, _words
 
@@ -62,6 +62,13 @@ def test_an_export_into_a_folder_that_is_not_there_fails_before_the_run(
     assert "ENOENT" in capsys.readouterr().err
 
 
+def test_two_results_into_one_file_are_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, same = tmp_path / "out", tmp_path / "." / "out"
+    words = ["trace", "--pid", "1", "--gsi", "20", "--spans", str(one), "--perfetto"]
+    assert main([*words, str(same)]) == 2
+    assert "--spans and --perfetto name the same file" in capsys.readouterr().err
+
+
 def test_the_table_has_every_stage_and_the_whole(capsys: pytest.CaptureFixture[str]) -> None:
     _print_table(report_of(many(50)), "GSI 20 of process 7")
     out = capsys.readouterr().out
@@ -79,6 +86,13 @@ def test_the_words_below_it_tell_of_all_that_was_odd() -> None:
     nothing = "\n".join(_words(report_of(join(Script()))))
     assert "No interrupt of this line was seen" in nothing
     assert "try: vfio-intx status" in nothing
+
+
+def test_a_line_that_only_the_host_hears_of_is_not_called_quiet() -> None:
+    words = "\n".join(_words(report_of(join(Script().host(), DEVICE))))
+    assert "handler ran 1 times on the host" in words
+    assert "kick" in words
+    assert "the card is quiet" not in words
 
 
 def test_of_no_interrupt_there_is_no_table(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from vfio_intx.cli.watch import Roster, View, _one_key, _screen
 from vfio_intx.deadline import Deadline
 from vfio_intx.host.root import HostRoot
 from vfio_intx.names import Bdf, HostIrq
-from vfio_intx.observe.state import Guest, Look, State, Word, judge
+from vfio_intx.observe.state import Look, State, Word, judge
 from vfio_intx.observe.status import VmStatus, _unasked
 from vfio_intx.observe.watch import Row, Watcher
 from vfio_intx.wiring.verify import HostLine
@@ -26,28 +26,24 @@ def look(at: float, count: int, asserted: bool | None = None, masked: bool | Non
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "still_s", "guest", "said"),
+    ("before", "now", "still_s", "said"),
     [
-        (look(0, 5, **QUIET), look(1, 5, **QUIET), 9, None, "idle"),
-        (look(0, 5, **QUIET), look(1, 90, **QUIET), 0, None, "healthy"),
-        (look(0, 5, **QUIET), look(1, 90, **ASKS), 0, None, "waiting"),
-        (look(0, 5, **ASKS), look(0.5, 5, **ASKS), 0.5, None, "waiting"),
-        (look(0, 5, **QUIET), look(1, 5, False, True), 9, None, "masked"),
-        (look(0, 5, **ASKS), look(2, 5, **ASKS), 2, Guest(running=False), "stuck at deliver"),
-        (look(0, 5, **ASKS), look(2, 5, **ASKS), 2, Guest(running=True, pin_masked=True), "masked"),
-        (look(0, 5, **ASKS), look(2, 5, **ASKS), 2, Guest(running=True, awaits_eoi=True), "stuck at eoi"),
-        (look(0, 5, **ASKS), look(2, 5, **ASKS), 2, Guest(running=True, awaits_eoi=False), "stuck at unmask"),
-        (look(0, 5, **ASKS), look(2, 5, **ASKS), 2, None, "stuck at eoi"),
-        (look(0, 5, True, False), look(2, 5, True, False), 2, None, "stuck at host-irq"),
-        (look(0, 5), look(1, 5), 1, None, "unknown"),
-        (look(0, 5), look(1, 50), 0, None, "healthy"),
-        (look(0, 5, **QUIET), look(1, 50_000, **ASKS), 0, None, "storming"),
-        (look(0, 5, **QUIET), look(1, 15, True, False, disabled=True), 0, None, "polling (host line disabled)"),
-        (look(3, 5, **ASKS), look(3, 5, **ASKS), 0, None, "waiting"),
+        (look(0, 5, **QUIET), look(1, 5, **QUIET), 9, "idle"),
+        (look(0, 5, **QUIET), look(1, 90, **QUIET), 0, "healthy"),
+        (look(0, 5, **QUIET), look(1, 90, **ASKS), 0, "waiting"),
+        (look(0, 5, **ASKS), look(0.5, 5, **ASKS), 0.5, "waiting"),
+        (look(0, 5, **QUIET), look(1, 5, False, True), 9, "masked"),
+        (look(0, 5, **ASKS), look(2, 5, **ASKS), 2, "stuck at eoi"),
+        (look(0, 5, True, False), look(2, 5, True, False), 2, "stuck at host-irq"),
+        (look(0, 5), look(1, 5), 1, "unknown"),
+        (look(0, 5), look(1, 50), 0, "healthy"),
+        (look(0, 5, **QUIET), look(1, 50_000, **ASKS), 0, "storming"),
+        (look(0, 5, **QUIET), look(1, 15, True, False, disabled=True), 0, "polling (host line disabled)"),
+        (look(3, 5, **ASKS), look(3, 5, **ASKS), 0, "waiting"),
     ],
 )
-def test_the_word_for_two_looks(before: Look, now: Look, still_s: float, guest: Guest | None, said: str) -> None:
-    state = judge(before, now, still_s, guest)
+def test_the_word_for_two_looks(before: Look, now: Look, still_s: float, said: str) -> None:
+    state = judge(before, now, still_s)
     assert str(state) == said
     assert state.why
 

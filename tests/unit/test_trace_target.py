@@ -16,6 +16,7 @@ from vfio_intx.names import Bdf, Gsi, HostIrq
 from vfio_intx.observe.collect import Tracer
 from vfio_intx.observe.events import TRACEPOINTS, Kind, Target, plan
 from vfio_intx.observe.target import LEARN_FROM, irq_of, learn, only_of, resolve, threads_of
+from vfio_intx.observe.traced import Traced
 
 UNLEARNT = Target(None, (MAIN, VCPU), HostIrq(21), "vfio-intx(0000:00:05.0)")
 
@@ -177,6 +178,34 @@ def test_spans_do_not_depend_on_how_the_events_were_cut_into_rounds() -> None:
                 break
             parts.feed(script.events[start : start + size])
         assert [span.milestones() for span in parts.done] == [span.milestones() for span in whole.done]
+
+
+def test_a_line_that_was_never_injected_is_counted_at_the_host(tmp_path: Path) -> None:
+    script = Script()
+    for number in range(3):
+        neighbours(script.host(wakes=MAIN), 4 + number).host()
+    tracer = Tracer(UNLEARNT, root=HostRoot(tmp_path))
+    tracer._pending = list(script.events)
+    tracer._join(list(script.events), last=False)
+    assert (tracer._joiner.handled, len(tracer._pending)) == (0, len(script.events))  # kept: it may yet be learnt
+    tracer._join(list(script.events), last=True)
+    assert (tracer._joiner.handled, tracer._joiner.injected, tracer._pending) == (6, 0, [])
+
+
+def test_a_line_that_went_to_another_vm_is_not_traced_by_the_threads_of_the_first(tmp_path: Path) -> None:
+    tree = FakeTree(tmp_path)
+    line, action = Bdf.parse("05:00.0"), "vfio-intx(0000:05:00.0)"
+    tree.interrupts({21: (5, "IR-IO-APIC 21-fasteoi", action)})
+    tree.write("proc/7/stat", "7 (q) S " + " ".join(["1"] * 18) + " 500 0 0\n")
+    traced = Traced(tree.root)
+    traced._tracers[line] = Tracer(Target(Gsi(20), (7,), HostIrq(21), action), root=tree.root, pid=7)
+    traced.follow([line])
+    assert (list(traced._tracers), traced.why_not) == ([line], {})
+    traced._tracers[line]._checked = 0.0
+    tree.write("proc/7/stat", "7 (q) S " + " ".join(["1"] * 18) + " 600 0 0\n")
+    traced.follow([line])
+    assert traced._tracers == {}
+    assert line in traced.why_not  # asked for anew; this tree has nobody who holds it
 
 
 def test_a_device_that_is_unplugged_and_a_vm_that_dies_end_the_run(

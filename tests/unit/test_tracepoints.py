@@ -42,7 +42,7 @@ def test_records_of_every_kind_keep_their_times_and_fields() -> None:
     )  # fmt: skip
     events, result = decode(ring.page(1000, data))
     first = 1005 + (1 << 40)
-    assert result == PageResult(0, False)
+    assert result == PageResult(0, False, 1000)
     assert events == [
         (1005, 4, 1, (7, 20, 1)),
         (first, 4, 1, (-1, 21, -1)),

@@ -94,10 +94,12 @@ class PageResult:
 
     :ivar missed: events lost just before the page; None where the kernel knows only that there were some.
     :ivar damaged: the page contradicts itself; the events before that place were taken, the rest was left.
+    :ivar time: when the page begins, 0 for one that is too short to tell.
     """
 
     missed: int | None
     damaged: bool
+    time: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,9 +183,9 @@ class PageDecoder:
         commit = int.from_bytes(page[layout.commit : layout.commit + layout.commit_size], "little")
         end = layout.data + (commit & _COMMIT_LENGTH)
         if end > len(page) or end % 4:
-            return PageResult(0, True)
+            return PageResult(0, True, time)
         whole = self._records(page, layout.data >> 2, end >> 2, time, cpu, out)
-        return PageResult(_missed(page, commit, end), not whole)
+        return PageResult(_missed(page, commit, end), not whole, time)
 
     def _records(
         self, page: bytes | bytearray | memoryview, place: int, end: int, time: int, cpu: int, out: list[Event]

@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import signal
 import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +17,7 @@ from vfio_intx.abi import kvm
 from vfio_intx.abi.call import close_all
 from vfio_intx.chain.scheme import Scheme
 from vfio_intx.cli.text import screen_columns, wrapped
-from vfio_intx.errors import KernelError, UsageError
+from vfio_intx.errors import UsageError
 from vfio_intx.host.kernel import read_kernel
 from vfio_intx.host.root import HostRoot
 from vfio_intx.names import Bdf, parse_natural
@@ -61,15 +65,39 @@ def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
     # What cannot be meant is said before anything of the machine is looked at.
     _count(arguments.count, _DEFAULT_COUNT)
     _seconds(arguments.seconds, 0)
-    kvm_fd = kvm.open_kvm(root.at("dev/kvm"))
+    with _interrupted_once():
+        kvm_fd = kvm.open_kvm(root.at("dev/kvm"))
+        try:
+            if arguments.ceiling:
+                return _ceiling(arguments, kvm_fd, root)
+            if bdf is not None:
+                return _race_device(arguments, kvm_fd, bdf, schemes, plot, root)
+            return _race(arguments, kvm_fd, schemes, plot, root)
+        finally:
+            close_all(kvm_fd)
+
+
+@contextmanager
+def _interrupted_once() -> Iterator[None]:
+    """The first Ctrl-C ends the race; a second does not take away the figures, nor what switches a card's INTx off.
+
+    Both wait for nothing without a deadline. ``timeout`` sends two.
+    """
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    # Elsewhere than in the main thread no signal can be handled, nor comes one.
+    handled = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+    if handled:
+        signal.signal(signal.SIGINT, interrupt)
     try:
-        if arguments.ceiling:
-            return _ceiling(arguments, kvm_fd, root)
-        if bdf is not None:
-            return _race_device(arguments, kvm_fd, bdf, schemes, plot, root)
-        return _race(arguments, kvm_fd, schemes, plot, root)
+        yield
     finally:
-        close_all(kvm_fd)
+        if signal.getsignal(signal.SIGINT) is interrupt:  # after one we are on our way out
+            signal.signal(signal.SIGINT, before)
 
 
 def _schemes(names: list[str] | None) -> list[Scheme]:
@@ -194,32 +222,15 @@ class _Progress:
             print(f"\rbench: round {done} of {of}{end}", end="", file=sys.stderr, flush=True)
 
 
-_HEADINGS = [
-    "scheme",
-    "pin",
-    "triggers",
-    "handler",
-    "acked",
-    "lost",
-    "repeated",
-    "wake-ups",
-    "p50_us",
-    "p99",
-    "p99.9",
-    "max",
-    "per_s",
-    "p50_x",
-    "p99_x",
-]
+#: Two tables, since one would be wider than a terminal of 80 columns.
+_COUNTS = ("scheme", "pin", "triggers", "handler", "acked", "lost", "repeated", "wake-ups")
+_TRIPS = ("scheme", "pin", "p50 us", "p99", "p99.9", "max", "per s", "p50 x", "p99 x")
 
 
 def _print_table(figures: BenchFigures) -> None:
-    rows = [[heading.replace("_", " ") for heading in _HEADINGS]]
-    rows += [_cells(figures, row) for row in figures.schemes]
-    widths = [max(len(row[place]) for row in rows) for place in range(len(_HEADINGS))]
-    for row in rows:
-        names = f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}"
-        print("  ".join([names, *(cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True))]))
+    _print_columns([_COUNTS, *map(_counts, figures.schemes)])
+    print()
+    _print_columns([_TRIPS, *(_trips(figures, row) for row in figures.schemes)])
     if figures.ceiling is not None:
         print(f"\nceiling, an irqfd that is its own resample eventfd: {figures.ceiling.rate:.0f} a second")
     _print_bars(figures)
@@ -228,13 +239,28 @@ def _print_table(figures: BenchFigures) -> None:
             print(wrapped(f"{figure.scheme.value} ({figure.pin.label}): {note}", screen_columns(), hang=4))
 
 
-def _cells(figures: BenchFigures, row: SchemeFigures) -> list[str]:
-    trip, ratios = row.round_trip, figures.ratios(row)
+def _print_columns(rows: Sequence[Sequence[str]]) -> None:
+    """Names to the left, numbers to the right."""
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    for row in rows:
+        names = [cell.ljust(width) for cell, width in zip(row[:2], widths, strict=False)]
+        print("  ".join([*names, *(cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True))]))
+
+
+def _counts(row: SchemeFigures) -> Sequence[str]:
     counts = (row.triggers, row.handler_runs, row.acknowledged, row.lost, row.repeated)
-    trips = [f"{value:.1f}" for value in (trip.p50, trip.p99, trip.p999, trip.max)] if trip else ["-"] * 4
+    return (row.scheme.value, row.pin.label, *map(str, counts), f"{row.wakeups_per_interrupt:.2f}")
+
+
+def _trips(figures: BenchFigures, row: SchemeFigures) -> Sequence[str]:
+    trip, ratios = row.round_trip, figures.ratios(row)
+    trips = (
+        [f"{value:.1f}" if value < 100_000 else f"{value:.0f}" for value in (trip.p50, trip.p99, trip.p999, trip.max)]
+        if trip
+        else ["-"] * 4
+    )
     compared = [f"{ratio:.2f}" for ratio in ratios] if ratios else ["-", "-"]
-    wakeups = f"{row.wakeups_per_interrupt:.2f}"
-    return [row.scheme.value, row.pin.label, *map(str, counts), wakeups, *trips, f"{row.rate:.0f}", *compared]
+    return (row.scheme.value, row.pin.label, *trips, f"{row.rate:.0f}", *compared)
 
 
 def _print_bars(figures: BenchFigures) -> None:
@@ -257,9 +283,8 @@ def _print_bars(figures: BenchFigures) -> None:
 
 def _draw(figures: BenchFigures, path: Path) -> None:
     from vfio_intx.microvm.chart import svg
+    from vfio_intx.observe.export import WholeFile
 
     triggers = max((row.triggers for row in figures.schemes), default=0)
-    try:
-        path.write_text(svg(figures, f"INTx schemes on this host's KVM, {triggers} interrupts each"), "utf-8")
-    except OSError as error:
-        raise KernelError("write", str(path), error.errno or 0) from error
+    with WholeFile(path) as file:
+        file.put(svg(figures, f"INTx schemes on this host's KVM, {triggers} interrupts each").encode())

@@ -26,7 +26,7 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     parser.add_argument("--json", action="store_true", help="print vfio-intx/selftest/1 instead of a table")
-    parser.add_argument("--all", action="store_true", help="show every row, also those that went as expected")
+    parser.add_argument("--all", action="store_true", help="say of every row what it means for a passed-through card")
 
 
 def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:

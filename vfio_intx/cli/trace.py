@@ -8,12 +8,12 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vfio_intx.cli.output import as_json, console, print_json
-from vfio_intx.errors import UsageError
+from vfio_intx.errors import KernelError, UsageError
 from vfio_intx.host.root import HostRoot
 from vfio_intx.names import Bdf, Gsi, escape, parse_natural
 
@@ -69,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     # What cannot be meant is said before anything of the machine is looked at.
     seconds, count, size_kb = _limits(arguments)
+    _check_files(arguments)
     target, pid = _target(arguments)
     name = _name(arguments, target, pid)
     timeline = Timeline() if arguments.html else None
@@ -79,21 +80,27 @@ def run(arguments: argparse.Namespace) -> int:
         need_kvm(HostRoot(), pid)
         tracer = Tracer(target, root=HostRoot(), pid=pid, size_kb=size_kb, sink=_sink(exports, timeline))
         stopped = stack.enter_context(_signals())
-        tell = stack.enter_context(_live(arguments))
-        report = run_tracer(tracer, seconds=seconds, count=count, stop=lambda: bool(stopped), tell=tell)
-        for export in exports:
-            export.note(report.anomalies)
+
+        def ended() -> bool:
+            return bool(stopped or _failed(exports))
+
+        # While its line is on the terminal, rich sends there what is printed to stdout.
+        with _live() as tell:
+            report = run_tracer(tracer, seconds=seconds, count=count, stop=ended, tell=tell)
+        _to_all(exports, lambda export: export.note(report.anomalies))
         added_us = _added_us() if arguments.cost else None
         payload = _payload(report, added_us)
         # Before the files, which a full disk may refuse.
         if arguments.json:
             print_json("trace/1", payload)
-        elif data is None:
+        else:
             _print_table(report, name, added_us)
         if data is not None:
             data.put(as_json("trace/1", payload))
         if page is not None and timeline is not None:
             page.put(render(report, timeline, name, _where()).encode())
+    if failure := _failed(exports):
+        raise failure
     return 0 if report.summary.interrupts and not report.lost_events and report.ended != "vm-gone" else 1
 
 
@@ -131,10 +138,33 @@ def _exports(arguments: argparse.Namespace, name: str) -> Iterator[Export]:
         yield PerfettoFile(arguments.perfetto, name)
 
 
+def _check_files(arguments: argparse.Namespace) -> None:
+    """:raise UsageError: two results would go into one file."""
+    options = {"--html": arguments.html, "--json-to": arguments.json_to}
+    options |= {"--spans": arguments.spans, "--perfetto": arguments.perfetto}
+    taken: dict[Path, str] = {}
+    for option, path in options.items():
+        if path is not None and (path.is_file() or not path.exists()):
+            other = taken.setdefault(path.resolve(), option)
+            if other != option:
+                raise UsageError(f"{other} and {option} name the same file, {escape(str(path))}")
+
+
+def _to_all(exports: list[Export], put: Callable[[Export], None]) -> None:
+    """Do it for each that has not failed. A full disk ends the run, but neither the others nor the result."""
+    for export in exports:
+        if export.failure is None:
+            with contextlib.suppress(KernelError):
+                put(export)
+
+
+def _failed(exports: list[Export]) -> KernelError | None:
+    return next((export.failure for export in exports if export.failure), None)
+
+
 def _sink(exports: list[Export], timeline: Timeline | None) -> Tracer.Sink:
     def take(spans: list[Span]) -> None:
-        for export in exports:
-            export.add(spans)
+        _to_all(exports, lambda export: export.add(spans))
         if timeline is not None:
             timeline.add(spans)
 
@@ -145,8 +175,11 @@ def _sink(exports: list[Export], timeline: Timeline | None) -> Tracer.Sink:
 def _signals() -> Iterator[list[int]]:
     """A list that fills when somebody asks us to stop: the run then ends as any other, with its result."""
     asked: list[int] = []
+    # A terminal that goes away (SIGHUP) asks for an end, too; what nohup or a shell has us ignore stays ignored.
     before = {
-        number: signal.signal(number, lambda got, _: asked.append(got)) for number in (signal.SIGINT, signal.SIGTERM)
+        number: signal.signal(number, lambda got, _: asked.append(got))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN
     }
     try:
         yield asked
@@ -156,7 +189,7 @@ def _signals() -> Iterator[list[int]]:
 
 
 @contextlib.contextmanager
-def _live(arguments: argparse.Namespace) -> Iterator[Tracer.Tell]:
+def _live() -> Iterator[Tracer.Tell]:
     """A line on stderr that follows the run, on a terminal only."""
     err = console(stderr=True)
     if not err.is_terminal:
@@ -228,7 +261,10 @@ def _print_table(report: Report, name: str, added_us: float | None = None) -> No
 
 def _words(report: Report) -> Iterator[str]:
     summary, cost = report.summary, report.cost
-    if not summary.interrupts:
+    if not summary.interrupts and report.handled:
+        yield f"vfio's handler ran {report.handled:,} times on the host, and nothing of it was seen to reach a guest."
+        yield "  try: vfio-intx status, which tells whether the line is masked; it opens with vfio-intx kick BDF"
+    elif not summary.interrupts:
         yield "No interrupt of this line was seen: the card is quiet, or the line is masked."
         yield "  try: vfio-intx status, which tells the two apart; a stuck line opens with vfio-intx kick BDF"
     if evidence := summary.evidence():

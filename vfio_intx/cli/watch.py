@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from vfio_intx.cli.output import console
+from vfio_intx.cli.vm import treat_termination_as_interrupt
 from vfio_intx.deadline import Deadline
 from vfio_intx.errors import VfioIntxError
 from vfio_intx.names import Bdf, escape
@@ -107,10 +108,12 @@ class Roster:
 
 
 def watch(watcher: Watcher, roster: Roster, *, interval_s: float, as_json: bool, traced: Traced | None = None) -> int:
-    """Watch until ``q`` or Ctrl-C (0). With *as_json*, one object a line and tick.
+    """Watch until ``q``, Ctrl-C or SIGTERM (0); terminal and tracefs are then as before.
 
+    :param as_json: one object a line and tick, instead of a screen.
     :param traced: where given, every line is traced besides, and the time to the acknowledge shown.
     """
+    treat_termination_as_interrupt()
     with traced or contextlib.nullcontext():
         tick = _ticker(watcher, traced)
         tick()

@@ -20,9 +20,11 @@ from vfio_intx.microvm.figures import BenchFigures, CeilingFigures, SchemeFigure
 from vfio_intx.microvm.guest import GuestParameters, Hold, Pin, Quiet, Word
 from vfio_intx.microvm.machine import Machine
 
-#: A round is at most so many interrupts of one scheme, so that the rounds of all schemes lie close together.
+#: A round is at most so many interrupts of one scheme, so that the rounds of all schemes lie close together, and that
+#: Ctrl-C finds some that have ended, however long the run was to be.
 LONGEST_ROUND = 1000
-MOST_ROUNDS = 100
+#: The ceiling runs in about so many of them: much shorter spells would be beginnings and ends only.
+_CEILING_ROUNDS = 100
 CEILING_S = 2.0
 _WORD = 0xFFFF_FFFF
 _TICK_S = 0.5
@@ -37,7 +39,7 @@ def contests(schemes: Sequence[Scheme]) -> list[tuple[Scheme, Pin]]:
 
 def rounds_of(count: int) -> list[int]:
     """*count* interrupts cut into rounds of nearly equal length, at least one."""
-    number = max(1, min(MOST_ROUNDS, -(-count // LONGEST_ROUND)))
+    number = max(1, -(-count // LONGEST_ROUND))
     share, rest = divmod(count, number)
     return [share + (place < rest) for place in range(number)]
 
@@ -142,6 +144,7 @@ def race(
     :raise UnexpectedExit: a vCPU died. :raise VfioIntxError: a machine could not be built. Nothing is left either way.
     """
     rounds = rounds_of(count)
+    every = -(-len(rounds) // _CEILING_ROUNDS)
     durations = array("Q", bytes(8 * max(rounds)))
     partial = False
     with ExitStack() as stack:
@@ -156,7 +159,8 @@ def race(
             for done, length in enumerate(rounds):
                 for racer in racers:
                     racer.race(length, durations)
-                ceiling.run(ceiling_s / len(rounds))
+                if done % every == 0:
+                    ceiling.run(ceiling_s * every / len(rounds))
                 progress(done + 1, len(rounds))
         except KeyboardInterrupt:
             partial = True

@@ -83,9 +83,13 @@ class Contestant:
         self.figures = SchemeFigures(scheme, pin)
         self._trips = RoundTrips()
         self._left = True
-        self._device = LevelDevice()
-        self._machine = Machine(kvm_fd, irqchip_of(scheme))
         self._wiring: Wiring | None = None
+        self._machine = Machine(kvm_fd, irqchip_of(scheme))
+        try:
+            self._device = LevelDevice()
+        except BaseException:
+            self._machine.close()
+            raise
         try:
             self._wiring = self._start(scheme, pin)
             self._probe()

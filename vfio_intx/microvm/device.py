@@ -56,8 +56,13 @@ class LevelDevice:
     def __init__(self) -> None:
         self.memory = mmap.mmap(-1, PAGE)
         self.registers = memoryview(self.memory).cast("I")
-        self.trigger = eventfd.create()
-        self.unmask = eventfd.create()
+        self.trigger = self.unmask = -1
+        try:
+            self.trigger = eventfd.create()
+            self.unmask = eventfd.create()
+        except BaseException:
+            self.close()
+            raise
         self.masked = False
         self._poller = select.poll()
         self._poller.register(self.unmask, select.POLLIN)

@@ -10,17 +10,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 
 from vfio_intx.abi.tracepoints import Event
+from vfio_intx.errors import WorldError
 from vfio_intx.host.irq import read_interrupts
 from vfio_intx.host.root import HostRoot
-from vfio_intx.observe.events import Target, plan
+from vfio_intx.observe.events import HOST_SIDE, Target, plan
 from vfio_intx.observe.span import Anomaly, Span
 from vfio_intx.observe.spans import Joiner
 from vfio_intx.observe.summary import Summary
-from vfio_intx.observe.target import learn, only_of
+from vfio_intx.observe.target import learn, only_of, threads_of
 from vfio_intx.observe.tracefs import read_start
 from vfio_intx.observe.tracing import Instance, Keeper
 
@@ -37,11 +38,10 @@ _by_time = itemgetter(0)
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What the run cost: CPU seconds of this process (user and system), events read, and the bytes they took."""
+    """What the run cost: CPU seconds of this process (user and system), and events read."""
 
     cpu_s: float
     events: int
-    bytes: int
 
     @property
     def events_per_cpu_s(self) -> float:
@@ -109,9 +109,8 @@ class Tracer:
         self._learning = target.gsi is None and target.irq is not None
         self._pending: list[Event] = []
         self._events = 0
-        self._bytes = 0
         self._pause = _SHORTEST_PAUSE_S
-        self._checked = 0.0
+        self._checked = self._looked = 0.0
         self._mixed = False
 
     def __enter__(self) -> Tracer:
@@ -135,6 +134,7 @@ class Tracer:
 
     def poll(self) -> None:
         """Read what the kernel has recorded, join what is old enough."""
+        self._see_threads()
         until = time.monotonic_ns() - _BEHIND_NS
         most = self._read()
         self._pending.sort(key=_by_time)
@@ -147,28 +147,51 @@ class Tracer:
         elif part < 0.06:
             self._pause = min(_LONGEST_PAUSE_S, self._pause * 1.5)
 
+    def _see_threads(self) -> None:
+        """Follow the threads that the VM has made since (a vCPU that was plugged in). Looks about once a second."""
+        now = time.monotonic()
+        if self._pid is None or now - self._looked < _CHECK_S:
+            return
+        self._looked = now
+        try:
+            threads = threads_of(self._root, self._pid)
+        except WorldError:
+            return  # gone: that is told by gone()
+        if set(threads) <= set(self.target.threads) or read_start(self._root, self._pid) != self._start:
+            return
+        self.target = replace(self.target, threads=threads)
+        self._joiner.know(threads)
+        self.instance.refilter(plan(self.target))
+
     def _read(self) -> int:
         before = len(self._pending)
         most = self.instance.drain(self._pending)
         self._events += len(self._pending) - before
-        self._bytes += most
         return most
 
     def _join(self, events: list[Event], *, last: bool) -> None:
         if self._learning:
             learnt = learn(self.target, events, least=1) if last else learn(self.target, events)
             if learnt is None:
-                # Nothing of the line yet, only of others. They are kept for a while, for its first interrupts.
-                del self._pending[: 0 if len(events) < _MOST_HELD else len(events) // 2]
+                self._wait(events, last=last)
                 return
             self._learning = False
             self._mixed = True
             self.target = learnt
             if not last:
-                self.instance.narrow(plan(learnt))
+                self.instance.refilter(plan(learnt))
         del self._pending[: len(events)]
         self._joiner.feed(only_of(self.target, events) if self._mixed else events)
         self._hand_on()
+
+    def _wait(self, events: list[Event], *, last: bool) -> None:
+        """No injection can be told to be the line's yet. Events are kept for a while, for its first interrupts.
+
+        Of those that are let go, what the host's handler did is counted: a line that nobody injects is no quiet one.
+        """
+        gone = len(events) if last else 0 if len(events) < _MOST_HELD else len(events) // 2
+        self._joiner.feed([event for event in events[:gone] if event[1] in HOST_SIDE])
+        del self._pending[:gone]
 
     def _hand_on(self) -> None:
         done = self._joiner.done
@@ -204,7 +227,8 @@ class Tracer:
         """Stop recording, join the rest, and report. The instance is still there until the ``with`` is left."""
         self.instance.stop()
         seconds = self.elapsed_s()
-        self._read()
+        while self._read():
+            pass  # a full buffer holds some pages more than its size
         self._pending.sort(key=_by_time)
         self._join(list(self._pending), last=True)
         self._joiner.finish()
@@ -220,7 +244,7 @@ class Tracer:
             self._joiner.injected,
             self._joiner.restated,
             lost,
-            Cost(time.process_time() - self._cpu, self._events, self._bytes),
+            Cost(time.process_time() - self._cpu, self._events),
             tuple(self.instance.without),
         )
 

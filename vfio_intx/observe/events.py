@@ -42,6 +42,8 @@ class Kind(IntEnum):
 
 #: Not of the kernel: the reader's note that events are missing here. Fields: how many (-1: unknown), damaged page.
 LOST = -1
+#: What happens in and around the host's handler, losses included: events that name no GSI.
+HOST_SIDE = frozenset((Kind.HOST_ENTRY, Kind.HOST_EXIT, Kind.WAKING, Kind.QUEUE_WORK, LOST))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """Every interrupt into a file, as it is seen: one JSON object a line, or a trace for Perfetto and chrome://tracing.
 
 The page and the JSON of a whole run go the same way (:class:`WholeFile`). A file appears under its name only when it
-is whole: until then it is ``NAME.part``, which is removed when something goes wrong. Nothing is held back in memory,
-so an hour costs as much memory as a second.
+is whole: until then it is ``NAME.part``, which is removed when something goes wrong. What is no file (``/dev/null``, a
+pipe) is written to as it is, since a file that took its name would take it away from everybody else. Nothing is held
+back in memory, so an hour costs as much memory as a second.
 
 The Chrome trace-event format is described in "Trace Event Format" (Google, document of the Catapult project): complete
 events (``ph`` "X") with times in microseconds, metadata ("M") that names processes and tracks, instants ("i").
@@ -10,8 +11,6 @@ events (``ph`` "X") with times in microseconds, metadata ("M") that names proces
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -24,44 +23,58 @@ from vfio_intx.observe.report import span_json
 from vfio_intx.observe.span import CHAIN, Anomaly, Span
 
 _WHOLE = "interrupt"
-#: Tracks of the second lane, for an interrupt that begins before the last one is over.
+#: So many track numbers has a lane. An interrupt that begins before the last one is over goes into another.
 _LANE = 20
 _encode = msgspec.json.encode
 
 
 class Export:
-    """A file that grows with the run. Context manager: whole at the end of the block, gone if the block raises."""
+    """A file that grows with the run. Context manager: whole at the end of the block, gone if the block raises.
+
+    A symbolic link stays one: what it points to is written.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._part = path.with_name(path.name + ".part")
+        self._part: Path | None = None
         self._file: BinaryIO | None = None
+        self._failure: KernelError | None = None
+
+    @property
+    def failure(self) -> KernelError | None:
+        """What a write has failed with; nothing is kept of the file then, however its block ends."""
+        return self._failure
 
     def __enter__(self) -> Self:
         try:
-            if self._path.is_dir():
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            self._file = self._part.open("wb")
-            self._write(self._head())
+            if self._path.exists() and not self._path.is_file():
+                self._file = self._path.open("wb")
+            else:
+                whole = self._path.resolve()
+                self._part = whole.with_name(whole.name + ".part")
+                self._file = self._part.open("wb")
         except OSError as error:
             raise self._failed("open", error) from error
+        self._write(self._head())
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         file, self._file = self._file, None
         if file is None:
             return
+        is_whole = kind is None and self._failure is None
         try:
-            if kind is None:
+            if is_whole:
                 file.write(self._tail())
             file.close()
-            if kind is None:
-                self._part.replace(self._path)
+            if is_whole and self._part is not None:
+                self._part.replace(self._path.resolve())
         except OSError as error:
-            raise self._failed("write", error) from error
+            if is_whole:
+                raise self._failed("write", error) from error
         finally:
-            file.close() if not file.closed else None
-            self._part.unlink(missing_ok=True)
+            if self._part is not None:
+                self._part.unlink(missing_ok=True)
 
     def add(self, spans: Sequence[Span]) -> None:
         """Write finished spans. :raise KernelError: ENOSPC and the like; the part is removed with the block."""
@@ -77,10 +90,11 @@ class Export:
         try:
             self._file.write(data)
         except OSError as error:
-            raise self._failed("write", error) from error
+            self._failure = self._failed("write", error)
+            raise self._failure from error
 
     def _failed(self, operation: str, error: OSError) -> KernelError:
-        hint = "the run was stopped, the incomplete file removed: name one in a folder that there is, with room"
+        hint = "nothing incomplete was left; name one in a folder that there is, with room"
         return KernelError(operation, str(self._path), error.errno or 0, hint=hint)
 
     def _head(self) -> bytes:
@@ -113,20 +127,18 @@ class SpansFile(Export):
 
 
 class PerfettoFile(Export):
-    """Chrome trace-event JSON: one track for the line's whole interrupts, one for each stage, one for anomalies."""
+    """Chrome trace-event JSON: one track for the line's whole interrupts, one for each stage, one for anomalies.
+
+    Slices of one track must not overlap, so interrupts that do have tracks of their own: as many lanes as were needed.
+    """
 
     def __init__(self, path: Path, line: str) -> None:
         super().__init__(path)
         self._line = line
-        self._busy_until = 0
+        self._busy_until = [0]
 
     def _head(self) -> bytes:
-        tracks = [(0, _WHOLE), *((stage.number, stage.value) for stage in CHAIN), (len(CHAIN) + 1, "anomalies")]
-        tracks += [(number + _LANE, f"{name} (overlapping)") for number, name in tracks[:-1]]
-        named = [_metadata("process_name", 0, {"name": self._line})]
-        for number, name in tracks:
-            named += [_metadata("thread_name", number, {"name": name})]
-            named += [_metadata("thread_sort_index", number, {"sort_index": number})]
+        named = [_metadata("process_name", 0, {"name": self._line}), *_named(len(CHAIN) + 1, "anomalies"), *_lane(0)]
         return b'{"displayTimeUnit":"ns","traceEvents":[\n' + b",\n".join(_encode(item) for item in named)
 
     def _tail(self) -> bytes:
@@ -136,19 +148,33 @@ class PerfettoFile(Export):
         for span in spans:
             milestones = span.milestones()
             start = milestones[0][1]
-            lane = _LANE if start < self._busy_until else 0
-            self._busy_until = max(self._busy_until, span.end)
-            arguments = {"n": span.number, "vector": span.vector}
-            yield _complete(_WHOLE, lane, start, span.end - start, arguments)
+            lane = next((lane for lane, end in enumerate(self._busy_until) if end <= start), len(self._busy_until))
+            if lane == len(self._busy_until):
+                self._busy_until.append(0)
+                yield b"".join(b",\n" + _encode(item) for item in _lane(lane))
+            self._busy_until[lane] = span.end
+            first = lane * _LANE
+            yield _complete(_WHOLE, first, start, span.end - start, {"n": span.number, "vector": span.vector})
             before = start
             for stage, moment in milestones[1:]:
-                yield _complete(stage.value, stage.number + lane, before, moment - before, {"n": span.number})
+                yield _complete(stage.value, first + stage.number, before, moment - before, {"n": span.number})
                 before = moment
 
     def _notes(self, anomalies: Iterable[Anomaly]) -> Iterable[bytes]:
         for anomaly in anomalies:
             event = {"name": anomaly.oddity.value, "ph": "i", "s": "p", "pid": 1, "tid": len(CHAIN) + 1}
             yield b",\n" + _encode({**event, "ts": anomaly.time / 1000, "args": {"detail": anomaly.detail}})
+
+
+def _lane(lane: int) -> Iterable[dict[str, object]]:
+    overlapping = f" (overlapping {lane})" if lane else ""
+    for number, name in ((0, _WHOLE), *((stage.number, stage.value) for stage in CHAIN)):
+        yield from _named(number + lane * _LANE, name + overlapping)
+
+
+def _named(track: int, name: str) -> Iterable[dict[str, object]]:
+    yield _metadata("thread_name", track, {"name": name})
+    yield _metadata("thread_sort_index", track, {"sort_index": track})
 
 
 def _metadata(what: str, track: int, arguments: dict[str, object]) -> dict[str, object]:

@@ -40,6 +40,8 @@ from vfio_intx.observe.span import (
 _ENTRY_MASKED = 1 << 16
 _EXIT_MMIO, _EXIT_IOAPIC_EOI = 6, 26
 Fields = tuple[int, ...]
+#: So many interrupts may wait for an acknowledge at once: where KVM hears of none (edge) there is no end of them.
+_MOST_OPEN = 32
 #: Anomalies kept with their time, of each kind; the rest is only counted.
 KEPT_OF_A_KIND = 100
 
@@ -68,6 +70,7 @@ class Joiner:
         self._running: Handler | None = None
         self._foreign_vcpu = 0
         self._synced = False
+        self._is_cut = False
         self._message_vector: int | None = None
         self._trapped: dict[int, int] = {}
         self._last = 0
@@ -88,6 +91,10 @@ class Joiner:
             LOST: self._lost,
         }
 
+    def know(self, threads: Sequence[int]) -> None:
+        """The VM has these threads, besides those that it had before."""
+        self._threads |= frozenset(threads)
+
     def feed(self, events: Sequence[Event]) -> None:
         """Join *events*, which are sorted by time."""
         act = self._act
@@ -102,12 +109,20 @@ class Joiner:
             self._last = max(last, events[-1][0])
 
     def finish(self) -> None:
-        """The recording is over: what is still open is counted as unfinished."""
+        """The recording is over: what is still open is counted as unfinished, and a handler's run as not injected."""
         for span in self._open:
-            if span.masked and not span.ack:
-                self._odd(span, Oddity.MASKED, span.masked, "the guest has the pin masked")
-            self._note(Oddity.UNFINISHED, span.inject, f"interrupt {span.number} {_missing(span)}")
+            # One that was just under way is no stuck line; how long it had gone on tells the two apart.
+            self._give_up(span, f" by the end of the recording, {(self._last - span.inject) / 1000:,.1f} us later")
         self._open.clear()
+        if self._handler is not None:
+            # A line that nobody listens to stays masked: there is no next run of the handler to note it at.
+            self._note(Oddity.NOT_INJECTED, self._handler.entry, "the host's handler ran, no injection until the end")
+        self._handler = None
+
+    def _give_up(self, span: Span, when: str = "") -> None:
+        if span.masked and not span.ack:
+            self._odd(span, Oddity.MASKED, span.masked, "the guest has the pin masked")
+        self._note(Oddity.UNFINISHED, span.inject, f"interrupt {span.number} {_missing(span)}{when}")
 
     def _note(self, oddity: Oddity, time: int, detail: str) -> None:
         self.counts[oddity] += 1
@@ -122,7 +137,7 @@ class Joiner:
 
     def _host_entry(self, time: int, cpu: int, fields: Fields) -> None:
         waiting = self._handler
-        if waiting is not None and self._synced:
+        if waiting is not None and not self._is_cut:
             self._note(Oddity.NOT_INJECTED, waiting.entry, "the host's handler ran, no injection followed")
         self._handler = self._running = Handler(time, cpu)
 
@@ -175,7 +190,9 @@ class Joiner:
         span = Span(self.injected, time, source, pid, self._handler)
         span.by_process = source == SOURCE_USERSPACE and pid in self._threads
         self._handler = None
-        self._synced = True
+        self._synced, self._is_cut = True, False
+        if len(self._open) == _MOST_OPEN:
+            self._give_up(self._open.pop(0))
         self._open.append(span)
         return span
 
@@ -345,7 +362,7 @@ class Joiner:
             self._note(Oddity.TORN, span.inject, f"interrupt {span.number} was cut by lost events")
         self._open.clear()
         self._handler = self._running = None
-        self._synced = False
+        self._synced, self._is_cut = False, True
 
 
 def _missing(span: Span) -> str:

@@ -61,20 +61,12 @@ class Look(msgspec.Struct, frozen=True):
     disabled: bool | None = None
 
 
-class Guest(msgspec.Struct, frozen=True):
-    """What QEMU told of the line's pin, where it was asked. What is not known is None."""
-
-    running: bool | None = None
-    pin_masked: bool | None = None
-    awaits_eoi: bool | None = None
-
-
 def advanced(before: Look, now: Look) -> bool:
     """Whether anything happened between two looks: an interrupt, or the device's state changed."""
     return (before.count, before.asserted, before.masked) != (now.count, now.asserted, now.masked)
 
 
-def judge(before: Look, now: Look, still_s: float, guest: Guest | None = None) -> State:
+def judge(before: Look, now: Look, still_s: float) -> State:
     """The state of a line. *still_s* is for how long nothing has advanced, as far as it was watched."""
     seconds = now.at - before.at
     rate = (now.count - before.count) / seconds if seconds > 0 else 0.0
@@ -85,9 +77,11 @@ def judge(before: Look, now: Look, still_s: float, guest: Guest | None = None) -
     if now.asserted and now.masked:
         if still_s < STUCK_AFTER_S or not before.asserted:
             return State(Word.WAITING, None, "asserted and masked: the guest has not acknowledged yet")
-        return _stuck(still_s, guest or Guest())
+        why = f"for {still_s:.0f} s nothing advanced; whether the guest acknowledged it, only its QEMU could tell"
+        return State(Word.STUCK, Stage.EOI, why)
     if now.masked:
-        return State(Word.MASKED, None, "DisINTx is set and the device does not assert: the guest switched INTx off")
+        why = "the guest switched INTx off, or nobody has unmasked the line since its last interrupt"
+        return State(Word.MASKED, None, f"DisINTx is set and the device does not assert: {why}")
     if now.asserted and not rate and still_s >= STUCK_AFTER_S:
         # A device without DisINTx is masked at the host's interrupt controller; then this is all one sees of it.
         return State(Word.STUCK, Stage.HOST_IRQ, f"asserted for {still_s:.0f} s, unmasked at the device, none counted")
@@ -96,16 +90,3 @@ def judge(before: Look, now: Look, still_s: float, guest: Guest | None = None) -
     if now.asserted is None:
         return State(Word.UNKNOWN, None, "no interrupts, and the device's state cannot be read")
     return State(Word.IDLE, None, "the device asks for nothing")
-
-
-def _stuck(still_s: float, guest: Guest) -> State:
-    since = f"for {still_s:.0f} s nothing advanced"
-    if guest.running is False:
-        return State(Word.STUCK, Stage.DELIVER, f"{since}: the VM is paused")
-    if guest.pin_masked:
-        return State(Word.MASKED, Stage.ROUTE, f"{since}: the guest has the pin masked")
-    if guest.awaits_eoi:
-        return State(Word.STUCK, Stage.EOI, f"{since}: delivered, and the guest has not acknowledged it")
-    if guest.awaits_eoi is False:
-        return State(Word.STUCK, Stage.UNMASK, f"{since}: acknowledged, and nobody unmasked the host's line")
-    return State(Word.STUCK, Stage.EOI, f"{since}; whether the guest acknowledged it, only its QEMU could tell")

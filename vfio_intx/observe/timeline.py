@@ -85,8 +85,8 @@ def _asset(name: str) -> str:
 
 
 def _fill(page: str, assets: Mapping[str, str], data: Mapping[str, object]) -> str:
-    # "</" cannot stand inside a script element, whatever a name of the data holds.
-    encoded = msgspec.json.encode(data).decode().replace("</", "<\\/")
+    # No tag and no comment can begin inside the script element, whatever a name of the data holds.
+    encoded = msgspec.json.encode(data).decode().replace("<", "\\u003c")
     for name, text in assets.items():
         page = page.replace("{{" + name + "}}", text)
     return page.replace("{{data}}", encoded)

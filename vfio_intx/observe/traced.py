@@ -33,9 +33,10 @@ class Traced:
             self._tracers.popitem()[1].__exit__(None, None, None)
 
     def follow(self, lines: Iterable[Bdf]) -> None:
-        """Trace exactly these lines from now on."""
+        """Trace exactly these lines from now on; one whose VM or host IRQ is another by now, anew."""
         wanted = set(lines)
-        for bdf in self._tracers.keys() - wanted:
+        over = {bdf for bdf, tracer in self._tracers.items() if tracer.gone()}
+        for bdf in self._tracers.keys() - wanted | over:
             self._tracers.pop(bdf).__exit__(None, None, None)
         for bdf in wanted - self._tracers.keys() - self.why_not.keys():
             try:

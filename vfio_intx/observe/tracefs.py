@@ -35,11 +35,15 @@ def new_name(root: HostRoot) -> str:
 
 
 def read_start(root: HostRoot, pid: int) -> int | None:
-    """When process *pid* started, in clock ticks since boot; None if there is no such process."""
+    """When process *pid* started, in clock ticks since boot; None if there is none, or only its exit status is left."""
     stat = read_text(root.at("proc", str(pid), "stat"), root=root).value
     # The second field is the command in parentheses, and may itself hold blanks and parentheses.
     fields = stat.rpartition(")")[2].split() if stat else []
-    return int(fields[19]) if len(fields) > 19 and fields[19].isdigit() else None
+    if len(fields) < 20 or not fields[19].isdigit():
+        return None
+    # The state is that of the first thread, which may end before the others.
+    is_over = fields[0] in ("Z", "X") and fields[17] in ("0", "1")
+    return None if is_over else int(fields[19])
 
 
 def read_namespace(root: HostRoot) -> int:

@@ -14,12 +14,14 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from time import monotonic_ns
 from typing import Protocol
 
 from vfio_intx.abi.tracepoints import (
     CpuStatistics,
     Event,
     PageDecoder,
+    PageResult,
     Wanted,
     parse_format,
     parse_header_event,
@@ -64,6 +66,7 @@ class Instance:
         self._keeper = keeper
         self._root = root
         self._enables = tuple(enables)
+        self._filters: dict[str, str | None] = {}
         self._fds: dict[int, int] = {}
         self._path: Path | None = None
         self.size_kb = size_kb
@@ -183,6 +186,7 @@ class Instance:
                 raise MissingError(f"this kernel has no tracepoint {point.path}", hint=hint)
             if enable.filter is not None:
                 self._write(f"events/{point.path}/filter", enable.filter)
+            self._filters[point.path] = enable.filter
             yield Wanted(
                 point.kind, parse_format(self._describe(folder / "format", f"formats/{point.name}")), point.fields
             )
@@ -209,26 +213,30 @@ class Instance:
                 self._write(f"events/{enable.point.path}/enable", "1")
         self._write("tracing_on", "1")
 
-    def narrow(self, enables: Iterable[Enable]) -> None:
-        """Replace the filters of events that are on already; those that *enables* leaves out are switched off."""
+    def refilter(self, enables: Iterable[Enable]) -> None:
+        """Replace the filters of events that are on already; those that *enables* leaves out are switched off.
+
+        The kernel swaps a filter whole: there is no moment without one (``apply_event_filter``).
+        """
         wanted = {enable.point.path: enable.filter for enable in enables}
-        for enable in self._enables:
-            path = enable.point.path
-            if path in self.without:
-                continue
-            if path not in wanted:
-                self._write(f"events/{path}/enable", "0")
-            elif wanted[path] is not None and wanted[path] != enable.filter:
-                self._write(f"events/{path}/filter", wanted[path] or "0")
+        for path in self._filters.keys() - wanted.keys():
+            self._write(f"events/{path}/enable", "0")
+            del self._filters[path]
+        for path, filter_ in wanted.items():
+            if self._filters.get(path, filter_) != filter_:
+                self._write(f"events/{path}/filter", filter_ or "0")
+                self._filters[path] = filter_
 
     def stop(self) -> None:
         """Record nothing more; what was recorded can still be drained."""
         self._write("tracing_on", "0")
 
     def drain(self, out: list[Event]) -> int:
-        """Append everything recorded so far to *out*, each CPU's events oldest first; the most bytes a CPU had.
+        """Append what is recorded to *out*, each CPU's events oldest first; the most bytes a CPU had.
 
-        A loss shows as an event of kind :data:`LOST` at the place where the kernel noticed it.
+        No more than a buffer's size at once, so that a CPU which records as fast as we read does not keep us: after
+        :meth:`stop` there is nothing left when this returns 0. A loss shows as an event of kind :data:`LOST` at the
+        place where the kernel noticed it.
         """
         return max((self._drain_cpu(cpu, fd, out) for cpu, fd in self._fds.items()), default=0)
 
@@ -249,14 +257,16 @@ class Instance:
             before = len(out)
             result = self._decoder.decode(page, cpu, out)
             if result.missed or result.missed is None or result.damaged:
-                self._note_loss(cpu, before, result.missed, result.damaged, out)
+                self._note_loss(cpu, before, result, out)
         return taken
 
-    def _note_loss(self, cpu: int, before: int, missed: int | None, damaged: bool, out: list[Event]) -> None:
-        self.missed += missed or 0
-        self.damaged += damaged
-        time = out[before][0] if before < len(out) else out[-1][0] if out else 0
-        out.insert(before, (time, LOST, cpu, (0, -1 if missed is None else missed, int(damaged))))
+    def _note_loss(self, cpu: int, before: int, page: PageResult, out: list[Event]) -> None:
+        """Put it where the page begins: at its first event, and where it has none, at its own time."""
+        missed = -1 if page.missed is None else page.missed
+        self.missed += max(missed, 0)
+        self.damaged += page.damaged
+        time = out[before][0] if before < len(out) else page.time or monotonic_ns()
+        out.insert(before, (time, LOST, cpu, (0, missed, int(page.damaged))))
 
     def statistics(self) -> dict[int, CpuStatistics]:
         """What the kernel counted, by CPU."""

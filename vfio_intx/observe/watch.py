@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import msgspec
 
@@ -16,7 +16,7 @@ from vfio_intx.chain.fact import Fact
 from vfio_intx.host.irq import read_interrupts, vfio_device
 from vfio_intx.host.root import HostRoot, read_text
 from vfio_intx.names import Bdf, HostIrq
-from vfio_intx.observe.state import Guest, Look, State, advanced, judge
+from vfio_intx.observe.state import Look, State, advanced, judge
 
 _COMMAND_DISINTX = 1 << 10
 _STATUS_INTX = 1 << 3
@@ -62,15 +62,9 @@ class _Line(msgspec.Struct):
 class Watcher:
     """Looks at all lines at every :meth:`tick`; remembers for each since when it stands still."""
 
-    def __init__(
-        self,
-        root: HostRoot,
-        clock: Callable[[], float] = time.monotonic,
-        guests: Mapping[Bdf, Guest] | None = None,
-    ) -> None:
+    def __init__(self, root: HostRoot, clock: Callable[[], float] = time.monotonic) -> None:
         self.root = root
         self.clock = clock
-        self.guests = guests or {}
         self._lines: dict[Bdf, _Line] = {}
 
     def tick(self) -> list[Row]:
@@ -103,7 +97,7 @@ class Watcher:
         before = self._lines[bdf].look if bdf in self._lines else look
         seconds = look.at - before.at
         rate = (look.count - before.count) / seconds if seconds > 0 else 0.0
-        state = judge(before, look, look.at - line.still_since, self.guests.get(bdf))
+        state = judge(before, look, look.at - line.still_since)
         return Row(bdf, line.irq, look.count, rate, None if line.last is None else look.at - line.last, state)
 
     def _look(self, bdf: Bdf, irq: HostIrq, count: int, now: float) -> Look:

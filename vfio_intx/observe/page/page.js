@@ -352,7 +352,9 @@ function timeline() {
 function heading() {
   document.title = `${data.title}: vfio-intx trace`;
   byId("title").textContent = data.title;
-  byId("evidence").textContent = report.evidence ? report.evidence.text : "No interrupt was seen.";
+  byId("evidence").textContent = report.evidence ? report.evidence.text
+    : report.handled ? `vfio's handler ran ${report.handled} times on the host, and nothing of it was seen to reach a guest.`
+    : "No interrupt was seen.";
   const cost = report.cost;
   byId("cost").textContent =
     `Recorded for ${report.seconds} s (${report.ended}). Tracing read ${cost.events.toLocaleString("en")} events and used ` +
