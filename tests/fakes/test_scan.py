@@ -196,8 +196,9 @@ def test_the_table_has_a_row_and_an_outlook_for_each(tmp_path: Path, capsys: pyt
         ),
         (
             {"vendor": 0x10EC, "device": 0x8169},
-            "IRQ 21 would be its alone (10ec:8169 is on the kernel's list of cards whose DisINTx is broken); also "
-            "wired to it, but not using it: 0000:00:04.0 (MSI), 0000:00:05.0 (no driver), 0000:00:06.0 (snd_hda_intel).",
+            "IRQ 21 would be its alone (10ec:8169 is on the kernel's list of cards whose DisINTx is broken); "
+            "also wired to it, but not using it: 0000:00:04.0 (MSI), 0000:00:05.0 (no driver), "
+            "0000:00:06.0 (snd_hda_intel).",
         ),
     ],
 )
