@@ -93,6 +93,28 @@ def test_twice_is_as_good_as_once_both_ways(tree: FakeTree, capsys: pytest.Captu
     assert "already so" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("tool", "command"),
+    [
+        ("usr/sbin/update-initramfs", "update-initramfs -u"),
+        ("usr/bin/dracut", "dracut -f"),
+        ("usr/bin/mkinitcpio", "mkinitcpio -P"),
+        ("", "make the initramfs anew"),
+    ],
+)
+def test_that_the_initramfs_may_come_before_the_rule_is_said_with_the_command(
+    tool: str, command: str, tree: FakeTree, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if tool:
+        tree.write(tool, "")
+    for words in ({"dry_run": True}, {}, {"remove": True}):
+        persisted(tree, **words)
+        said = capsys.readouterr().out.splitlines()
+        assert [line for line in said if command in line and "initramfs" in line] != []
+    persisted(tree, remove=True)
+    assert "initramfs" not in capsys.readouterr().out
+
+
 def test_a_file_of_somebody_else_is_neither_overwritten_nor_removed(tree: FakeTree) -> None:
     tree.write(RULE, "# mine\n")
     for removing in (False, True):
