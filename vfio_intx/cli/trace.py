@@ -32,6 +32,7 @@ _COLLECT_AFTER = 200_000
 EPILOG = """\
 needs root; times are in microseconds
 exit status 0 if interrupts were seen, none of their events was lost and the VM lived on
+without a card: --pid and --gsi as vfio-intx bench --ceiling prints them
 
 examples:
   vfio-intx trace 05:00.0 --seconds 10
