@@ -10,6 +10,7 @@ import pytest
 
 from tests.lab.losses import result_of
 from vfio_intx.lab import build_qemu
+from vfio_intx.lab.qemu_series import BASES
 from vfio_intx.lab.scenarios.qemu import refusals, switch_under_load
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(0)]
@@ -22,17 +23,10 @@ def require_series(base: str) -> None:
         pytest.skip(f"QEMU {base} with the series is not in the cache: tools/build-qemu --base {base} (minutes)")
 
 
-@pytest.mark.parametrize(
-    ("base", "schemes"),
-    [
-        ("10.0", ()),
-        # Stock 7.2 loses a frame now and then while trap toggles the mmaps: docs/qemu-patches.md.
-        ("7.2", ("ack-eventfd", "irqfd")),
-    ],
-)
-def test_live_switches_under_load_lose_nothing(base: str, schemes: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("base", BASES)
+def test_live_switches_under_load_lose_nothing(base: str) -> None:
     require_series(base)
-    result = result_of("qemu/switch-under-load", base, str(SWITCHES), *schemes)
+    result = result_of("qemu/switch-under-load", base, str(SWITCHES))
     assert switch_under_load.failures(result) == []
     assert result["switches"] > SWITCHES
 

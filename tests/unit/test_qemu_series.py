@@ -26,9 +26,10 @@ def test_the_lab_has_a_series_of_its_own() -> None:
     assert LAB.name not in BASES
 
 
-def test_every_base_gets_the_same_changes() -> None:
+def test_every_base_gets_the_same_changes_and_the_older_one_a_mend_of_its_own() -> None:
     subjects = {name: [_subject(patch) for patch in patches(one)] for name, one in BASES.items()}
-    assert len(set(map(tuple, subjects.values()))) == 1, subjects
+    own = "Subject: [PATCH] kvm: keep vCPUs out of KVM_RUN while device memory is added"
+    assert subjects["7.2"] == [*subjects["10.0"], own]
 
 
 def _subject(patch: Path) -> str:
