@@ -29,7 +29,7 @@ from vfio_intx.qemu.intx_state import (
     set_scheme,
 )
 from vfio_intx.qemu.monitor import Monitor
-from vfio_intx.wiring.told import said, sharpened
+from vfio_intx.wiring.told import qemu_evidence, told_apart_by_mmaps
 from vfio_intx.wiring.verify import HostLine, Window, counters_evidence, read_host_line
 
 
@@ -202,4 +202,4 @@ def _evidence(state: IntxState, seen: Window, line: HostLine | None) -> tuple[Ev
     counted = counters_evidence(
         seen, state.irqchip_kind, gsis, host_others=line.others if line is not None else (), guest_others=()
     )
-    return (said(state), sharpened(counted, state))
+    return (qemu_evidence(state), told_apart_by_mmaps(counted, state))
