@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,27 @@ def test_what_keeps_it_from_an_answer_is_in_the_line_that_a_monitoring_system_sh
     assert line.startswith(why)
     assert printed.err.startswith("vfio-intx check: ")
     assert "  try: " in printed.err or "--qemu-log" in words
+
+
+@pytest.mark.usefixtures("host")
+@pytest.mark.parametrize(
+    ("machine", "scheme"),
+    [
+        ("pc", "irqfd"),
+        ("q35", "irqfd"),
+        ("pc-i440fx-7.2", "irqfd"),
+        ("pc-i440fx-9.2+pve0", "irqfd"),
+        ("pc-q35-rhel9.4.0", "irqfd"),
+        ("microvm", "irqfd"),
+        ("pc-q35-4.0", "split"),
+        ("pc-q35-4.0-machine", "split"),
+    ],
+)
+def test_a_machine_type_tells_the_irqchip_also_as_status_names_it(
+    machine: str, scheme: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["check", "00:10.0", "--machine", machine, "--json"])
+    assert json.loads(capsys.readouterr().out)["scheme"]["name"] == scheme
 
 
 @pytest.mark.usefixtures("host")

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the archive of report, or its snapshot.json, in place of this host",
     )
     parser.add_argument("--irqchip", choices=("on", "split", "off"), default="", help="the VM's kernel-irqchip")
-    parser.add_argument("--machine", default="", metavar="TYPE", help="the VM's machine type, for its default irqchip")
+    parser.add_argument("--machine", metavar="TYPE", help="the VM's machine type, for its default irqchip")
     parser.add_argument("--no-kvm-intx", action="store_true", help="the VM's vfio-pci has x-no-kvm-intx=on")
     parser.add_argument(
         "--guest-uses", choices=("intx", "msi", "msix"), default="", help="what the guest's driver chose"
@@ -58,10 +58,11 @@ def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
     """Check and print; the status is the worst finding's. What keeps it from an answer is UNKNOWN too."""
     try:
         bdf = Bdf.parse(arguments.bdf)
+        irqchip = "" if arguments.machine is None else irqchip_of(arguments.machine)
         changes = _write_test(arguments, bdf, root)
         snapshot = host_snapshot(arguments.snapshot, root)
         function = snapshot.function(bdf)
-        prediction = predict(function, snapshot, _vm(arguments, changes))
+        prediction = predict(function, snapshot, _vm(arguments, irqchip, changes))
         ids = function.ids.value
         name = hardware_name(root or HostRoot(), bdf, ids).value if ids and arguments.snapshot is None else None
     except VfioIntxError as error:
@@ -97,7 +98,7 @@ def _write_test(arguments: argparse.Namespace, bdf: Bdf, root: HostRoot | None) 
     return disintx_changes(root or HostRoot(), bdf)
 
 
-def _vm(arguments: argparse.Namespace, changes: bool | None) -> VmFacts:
+def _vm(arguments: argparse.Namespace, irqchip: str, changes: bool | None) -> VmFacts:
     messages: tuple[str, ...] = ()
     if arguments.qemu_log is not None:
         try:
@@ -106,7 +107,7 @@ def _vm(arguments: argparse.Namespace, changes: bool | None) -> VmFacts:
             raise MissingError(f"{arguments.qemu_log} cannot be read: {error.strerror}") from error
         messages = tuple(escape(line[:500]) for line in lines[-_MOST_MESSAGES:])
     return VmFacts(
-        arguments.irqchip or irqchip_of(arguments.machine),
+        arguments.irqchip or irqchip,
         arguments.no_kvm_intx or None,
         messages,
         arguments.guest_trigger,

@@ -55,7 +55,8 @@ A BDF is 0000:05:00.0 or 05:00.0. A VM is named by --qmp PATH, --pid PID,
 exit status: 0 done, 1 failed, 2 usage, 3 the lab was lost, 70 a bug of ours,
 130 interrupted; check: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN
 
-vfio-intx VERB --help: options and examples.  vfio-intx --version"""
+vfio-intx VERB --help: options and examples; man vfio-intx: all of them
+vfio-intx --version"""
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -113,7 +114,7 @@ def main(argv: Sequence[str]) -> int:
     if argv[0] in ("-V", "--version"):
         return _guarded("vfio-intx", lambda: _say(f"vfio-intx {__version__}", 0))
     if argv[0] not in VERBS:
-        print(f"vfio-intx: there is no verb {argv[0][:32]!r}\n  try: vfio-intx --help", file=sys.stderr)
+        print(f"vfio-intx: unknown verb {argv[0][:32]!r}\n  try: vfio-intx --help", file=sys.stderr)
         return 2
     module, parser = parser_of(argv[0])
     return _guarded(parser.prog, lambda: int(module.run(parser.parse_args(argv[1:]))))

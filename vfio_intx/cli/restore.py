@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace, machine: Machine | None = None) -> int:
     bdf = Bdf.parse(arguments.bdf)
     with naming_record(directory, bdf):
         if arguments.dry_run:
-            return print_script(Plan((), (plan_restore_of(machine, directory, bdf),)).script())
+            return print_script(Plan((), (plan_restore_of(machine, directory, bdf),)).script(), bdf)
         outcome = restore(machine, directory, bdf)
     _sweep(machine)
     return print_outcomes([outcome], directory)
@@ -59,7 +59,7 @@ def _all(machine: Machine, directory: Path, *, dry_run: bool) -> int:
         if isinstance(result, WorldError):
             status = print_error(f"vfio-intx restore {bdf}", result)
         elif isinstance(result, Change):
-            print_script(Plan((), (result,)).script())
+            print_script(Plan((), (result,)).script(), bdf)
         else:
             print_outcome(result)
     if bdf is None:

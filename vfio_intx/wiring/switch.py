@@ -134,7 +134,7 @@ def _require_possible(request: Request, state: IntxState) -> None:
         )
     if request.scheme is Scheme.ACK_EVENTFD and state.irqchip is Irqchip.SPLIT:
         raise RefusedError(
-            "this VM was started with kernel-irqchip=split, and KVM tells of no EOI by eventfd there",
+            "this VM was started with kernel-irqchip=split, where KVM signals no EOI by eventfd",
             hint="irqfd and trap are possible; nothing was changed",
         )
     if request.scheme is not Scheme.TRAP and state.irqchip is Irqchip.NONE:
