@@ -17,7 +17,7 @@ from vfio_intx.observe.watch import Watcher
 from vfio_intx.qemu.process import QemuProcess, find_processes, open_monitor_of
 
 #: For each wait on one QEMU; all are asked at once.
-_BUDGET_S = 5.0
+_BUDGET_S = 10.0
 #: For how long the counters are watched.
 _INTERVAL_S = 1.0
 #: Paths below these are the same on every host; others may be named after a VM or its owner.
