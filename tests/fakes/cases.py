@@ -5,6 +5,7 @@ The numbers are those of the project's list of cases. ``python -m tests.fakes.ca
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -288,4 +289,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # it is made to be piped into head
     sys.exit(main())

@@ -323,7 +323,7 @@ def test_a_dry_run_prints_exactly_what_a_run_then_writes(
         capsys.readouterr()
         assert printed == kernel.log
     verb.run(arguments(tmp_path, dry_run=True), kernel)
-    assert capsys.readouterr().out == "nothing to do\n"
+    assert capsys.readouterr().out == f"{BDF}: nothing to do\n"
 
 
 def test_a_verb_tells_of_another_function_that_was_left_in_the_middle(

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import resource
+import shutil
 import signal
 import tarfile
 from pathlib import Path
@@ -20,7 +21,8 @@ from tests.fakes.tree import FakeFunction, FakeTree
 from vfio_intx.cli import check, persist, report, scan
 from vfio_intx.cli.scan import unknown_facts
 from vfio_intx.diagnose.prediction import predict_all
-from vfio_intx.errors import RefusedError, UsageError, WorldError
+from vfio_intx.diagnose.report import CONTENTS
+from vfio_intx.errors import MissingError, RefusedError, UsageError, WorldError
 from vfio_intx.host import replay
 from vfio_intx.host.redact import Redactor
 from vfio_intx.host.replay import read_snapshot
@@ -91,6 +93,28 @@ def test_twice_is_as_good_as_once_both_ways(tree: FakeTree, capsys: pytest.Captu
     assert "already so" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("tool", "command"),
+    [
+        ("usr/sbin/update-initramfs", "update-initramfs -u"),
+        ("usr/bin/dracut", "dracut -f"),
+        ("usr/bin/mkinitcpio", "mkinitcpio -P"),
+        ("", "make the initramfs anew"),
+    ],
+)
+def test_that_the_initramfs_may_come_before_the_rule_is_said_with_the_command(
+    tool: str, command: str, tree: FakeTree, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if tool:
+        tree.write(tool, "")
+    for words in ({"dry_run": True}, {}, {"remove": True}):
+        persisted(tree, **words)
+        said = capsys.readouterr().out.splitlines()
+        assert [line for line in said if command in line and "initramfs" in line] != []
+    persisted(tree, remove=True)
+    assert "initramfs" not in capsys.readouterr().out
+
+
 def test_a_file_of_somebody_else_is_neither_overwritten_nor_removed(tree: FakeTree) -> None:
     tree.write(RULE, "# mine\n")
     for removing in (False, True):
@@ -141,7 +165,7 @@ def archive(tree: FakeTree, path: Path) -> dict[str, str]:
 def test_nothing_in_the_archive_tells_whose_host_it_is(tree: FakeTree, tmp_path: Path) -> None:
     identified(tree)
     files = archive(tree, tmp_path / "report.tar.gz")
-    assert sorted(files) == ["findings.json", "interrupts.txt", "kernel-log.txt", "snapshot.json", "versions.json"]
+    assert sorted(files) == sorted(CONTENTS)
     whole = "\n".join(files.values())
     for secret in ("52:54:00:12:34:56", "example.org", "ABC123", "192.0.2.7", "11111111-2222", "UUID"):
         assert secret not in whole
@@ -159,11 +183,22 @@ def test_what_is_in_it_is_listed_and_a_dry_run_writes_nothing(
     assert not (tmp_path / "r.tar.gz").exists()
 
 
-def test_an_archive_that_is_there_is_not_overwritten(tree: FakeTree, tmp_path: Path) -> None:
+def test_an_archive_that_is_there_is_not_overwritten_and_nothing_is_listed_as_if_it_were(
+    tree: FakeTree, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "r.tar.gz").write_text("mine")
-    with pytest.raises(WorldError, match="cannot be made"):
-        archive(tree, tmp_path / "r.tar.gz")
+    for place in (tmp_path / "r.tar.gz", tmp_path / "nowhere" / "r.tar.gz"):
+        with pytest.raises(WorldError, match="cannot be made"):
+            archive(tree, place)
+        assert capsys.readouterr().out == ""
     assert (tmp_path / "r.tar.gz").read_text() == "mine"
+
+
+def test_a_report_that_comes_to_nothing_leaves_no_archive(tree: FakeTree, tmp_path: Path) -> None:
+    shutil.rmtree(tree.path / "sys/bus/pci")
+    with pytest.raises(MissingError, match="no PCI devices"):
+        archive(tree, tmp_path / "r.tar.gz")
+    assert not (tmp_path / "r.tar.gz").exists()
 
 
 def packed(path: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:

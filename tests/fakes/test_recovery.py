@@ -11,7 +11,7 @@ from tests.fakes.kernel import Fail, FakeKernel, nic_host
 from tests.fakes.tree import FakeFunction
 from vfio_intx.cli import restore as cli_restore
 from vfio_intx.cli import unbind as cli_unbind
-from vfio_intx.errors import RefusedError, WorldError
+from vfio_intx.errors import MissingError, RefusedError, WorldError
 from vfio_intx.names import Bdf
 from vfio_intx.wiring.drivers import bind
 
@@ -59,11 +59,22 @@ def test_all_that_we_gave_away_comes_back_and_nothing_else(
 
 
 def test_without_a_state_directory_there_is_nothing_to_do_and_none_is_made(
-    kernel: FakeKernel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kernel: FakeKernel, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("VFIO_INTX_STATE", str(tmp_path / "nowhere"))
     for dry_run in (False, True):
-        assert run(kernel, tmp_path / "nowhere", dry_run=dry_run) == 0
+        assert cli_restore.run(argparse.Namespace(bdf=None, dry_run=dry_run, state_dir=None), kernel) == 0
         assert "nothing to restore" in capsys.readouterr().out
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_state_directory_that_was_named_and_is_not_there_is_no_success(kernel: FakeKernel, tmp_path: Path) -> None:
+    for bdf in (None, NICS[0]):
+        for dry_run in (False, True):
+            with pytest.raises(MissingError, match=r"there is no state directory .*/nowhere") as caught:
+                run(kernel, tmp_path / "nowhere", bdf=bdf, dry_run=dry_run)
+            assert caught.value.hint
+    assert drivers(kernel) == ["vfio-pci"] * 4
     assert not (tmp_path / "nowhere").exists()
 
 

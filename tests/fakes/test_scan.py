@@ -19,6 +19,8 @@ from vfio_intx.diagnose.prediction import Prediction, predict
 from vfio_intx.errors import MissingError
 from vfio_intx.host.snapshot import take_snapshot
 from vfio_intx.names import Bdf
+from vfio_intx.wiring.drivers import bind
+from vfio_intx.wiring.ready import require_ready
 
 NIC = "0000:00:10.0"
 
@@ -90,6 +92,18 @@ def test_what_stands_against_it_is_said(tmp_path: Path, changes: dict[str, objec
     prediction = predicted(nic_host(tmp_path, **changes).tree)
     assert not prediction.ready
     assert says in prediction.outlook[0]
+
+
+def test_a_parameter_that_only_an_intel_cpu_needs_is_not_asked_of_another(tmp_path: Path) -> None:
+    kernel, bdf = nic_host(tmp_path / "host", group=None), Bdf.parse("00:10.0")
+    (finding,) = (one for one in predicted(kernel.tree).findings if one.code == "INTX024")
+    with pytest.raises(MissingError) as bound:
+        bind(kernel, tmp_path / "state", [bdf])
+    tree = nic_host(tmp_path / "bound", group=None, driver="vfio-pci").tree
+    with pytest.raises(MissingError) as ready:
+        require_ready(tree.root, bdf)
+    for hint in (finding.remedy, bound.value.hint, ready.value.hint):
+        assert "with an Intel CPU boot with intel_iommu=on" in (hint or "")
 
 
 def test_a_live_sibling_is_named(tmp_path: Path) -> None:
@@ -170,6 +184,38 @@ def test_the_table_has_a_row_and_an_outlook_for_each(tmp_path: Path, capsys: pyt
     assert head.split() == ["FUNCTION", "IDS", "PIN", "IRQ", "COUNT", "DRIVER", "GROUP", "MSI", "MASKING"]
     assert row.split() == [NIC, "8086:100e", "A", "21", "7", "e1000", "4", "-", "disintx"]
     assert outlook.strip() == "It can be bound to vfio-pci; IRQ 21 would be its alone, and it masks itself by DisINTx."
+
+
+@pytest.mark.parametrize(
+    ("quirk", "outlook"),
+    [
+        (
+            {},
+            "IRQ 21 would be its alone, and it masks itself by DisINTx; also wired to it, but not using it: "
+            "0000:00:04.0 (MSI), 0000:00:05.0 (no driver), 0000:00:06.0 (snd_hda_intel).",
+        ),
+        (
+            {"vendor": 0x10EC, "device": 0x8169},
+            "IRQ 21 would be its alone (10ec:8169 is on the kernel's list of cards whose DisINTx is broken); "
+            "also wired to it, but not using it: 0000:00:04.0 (MSI), 0000:00:05.0 (no driver), "
+            "0000:00:06.0 (snd_hda_intel).",
+        ),
+    ],
+)
+def test_others_on_the_wire_that_leave_its_line_alone_are_named(
+    tmp_path: Path, quirk: dict[str, object], outlook: str
+) -> None:
+    tree = nic_host(tmp_path, net=("eth0",), **quirk).tree
+    for other in (
+        FakeFunction("0000:00:04.0", driver="xhci_hcd", irq=21, msix=True, msi_enabled=True, msi_vectors=(40, 41)),
+        FakeFunction("0000:00:05.0", irq=21),
+        FakeFunction("0000:00:06.0", driver="snd_hda_intel", irq=21),
+        FakeFunction("0000:00:07.0", driver="e1000", irq=22),
+    ):
+        tree.add(other)
+    assert outlook in predicted(tree).outlook[0]
+    tree.interrupts({21: (7, "IO-APIC 21-fasteoi", "eth0, uhci_hcd:usb1")})
+    assert "also wired" not in predicted(tree).outlook[0]
 
 
 def test_each_file_is_read_at_most_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

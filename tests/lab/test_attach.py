@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -103,9 +104,19 @@ def masked_at_rest(device: DeviceFile) -> bool:
     return False
 
 
+def reported(path: Path) -> dict[str, Any]:
+    """The ``status.json`` of a report that is made now."""
+    assert main(["report", "--output", str(path)]) == 0
+    with tarfile.open(path) as archive:
+        file = archive.extractfile("vfio-intx-report/status.json")
+        assert file is not None
+        found: dict[str, Any] = json.load(file)
+    return found
+
+
 @pytest.mark.parametrize("scheme", ["irqfd", "trap"])
 def test_a_scheme_is_proven_while_traffic_flows_and_leaves_nothing(
-    guest: Guest, capture: pytest.CaptureFixture[str], scheme: str
+    guest: Guest, capture: pytest.CaptureFixture[str], tmp_path: Path, scheme: str
 ) -> None:
     line = told(capture, "attach", BDF, "--qmp", str(guest.qmp), "--scheme", scheme, "--timeout", "60", "--prove", "60")
     assert (line["scheme"], line["proven"]) == (scheme, True), line
@@ -118,6 +129,10 @@ def test_a_scheme_is_proven_while_traffic_flows_and_leaves_nothing(
         if seen["window"]["host"]:
             break
     assert (seen["scheme"], seen["proven"]) == (scheme, True), seen
+    report = reported(tmp_path / "report.tar.gz")
+    assert line_of(report, guest.pid)["configured"] == scheme
+    (qemu,) = [vm["qemu"] for vm in report["vms"] if vm["pid"] == guest.pid]
+    assert qemu in subprocess.check_output([f"/proc/{guest.pid}/exe", "--version"], text=True).replace("(", "")
     assert {item["kind"] for item in seen["evidence"] if item["speaks_for"] == scheme} == {
         "configuration",
         "counters",

@@ -10,6 +10,7 @@ import pytest
 
 from vfio_intx.cli import completion
 from vfio_intx.cli.main import VERBS
+from vfio_intx.diagnose.rules import RULES
 
 TREE = Path(__file__).parents[2]
 SCRIPT = TREE / "docs/completions/vfio-intx"
@@ -59,6 +60,29 @@ def test_the_script_is_the_one_that_the_parsers_make() -> None:
         (["trace", "--count", ""], []),
         (["lab", ""], ["run", "shell", "list"]),
         (["lab", "run", "smoke", "--ke"], ["--kernel", "--keep"]),
+        (["lab", "li"], ["list"]),
+        (["lab", "--"], ["--help"]),
+        (["lab", "list", "--"], ["--help"]),
+        (["lab", "run", "sm"], ["smoke"]),
+        (
+            ["lab", "run", "--keep", "logs", "qemu/def"],
+            ["qemu/defect-a", "qemu/defect-b", "qemu/defect-c", "qemu/defect-d", "qemu/defect-detach", "qemu/defects"],
+        ),
+        (["lab", "run", "smoke", "--", "smo"], []),
+        (["lab", "shell", "--scenario", "smo"], ["smoke"]),
+        (["lab", "shell", "smo"], []),
+        (["explain", "INTX00"], [code for code in RULES if code.startswith("INTX00")]),
+        (["explain", "INTX001", "INTX00"], []),
+        (["attach", "05:00.0", "--scheme", ""], ["irqfd", "trap"]),
+        (["bench", "--scheme", "irqfd", "--scheme", "tr"], ["trap"]),
+        (["switch", "0001"], ["0001:05:00.0"]),
+        (["switch", "05:00.0", ""], ["irqfd", "ack-eventfd", "trap"]),
+        (["switch", "--qmp", "/run/vm.qmp", "05:00.0", "a"], ["ack-eventfd"]),
+        (["switch", "05:00.0", "trap", ""], []),
+        (["scan", "05:00.0", "0001"], ["0001:05:00.0"]),
+        (["trace", "--pid", ""], ["pids"]),
+        (["help", "s"], [verb for verb in VERBS if verb.startswith("s")]),
+        (["help", "scan", "s"], []),
         (["selftest", ""], []),
         (["nonsense", ""], []),
     ],

@@ -19,7 +19,7 @@ from vfio_intx.chain.scheme import Scheme
 from vfio_intx.cli.main import main
 from vfio_intx.qemu.intx_state import IntxState
 from vfio_intx.qemu.replies import parse
-from vfio_intx.wiring.told import said, sharpened
+from vfio_intx.wiring.told import qemu_evidence, told_apart_by_mmaps
 
 
 class Asked:
@@ -104,12 +104,12 @@ def test_a_stock_qemu_is_told_of_as_before(asked: Asked) -> None:
 )
 def test_who_of_the_two_injecting_schemes_it_is(scheme: str, mmaps: bool, speaks_for: Scheme | None) -> None:
     state = parse(line_state(scheme=scheme, mmaps=mmaps), IntxState, "x", "y")
-    counted = sharpened(Evidence(Kind.COUNTERS, "QEMU raised some", Scheme.TRAP), state)
+    counted = told_apart_by_mmaps(Evidence(Kind.COUNTERS, "QEMU raised some", Scheme.TRAP), state)
     assert counted.speaks_for is speaks_for
-    assert said(state).speaks_for is Scheme(scheme)
+    assert qemu_evidence(state).speaks_for is Scheme(scheme)
 
 
 def test_a_count_that_says_kvm_is_left_as_it_is() -> None:
     state = parse(line_state(scheme="trap", mmaps=False), IntxState, "x", "y")
     counted = Evidence(Kind.COUNTERS, "QEMU raised none", Scheme.IRQFD)
-    assert sharpened(counted, state) is counted
+    assert told_apart_by_mmaps(counted, state) is counted

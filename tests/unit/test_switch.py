@@ -88,6 +88,7 @@ def bench(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     made = Bench(FakeTree(tmp_path / "host"), FakeTree(tmp_path / "spare"), vm, capsys, tmp_path / "qmp")
     made.tick()
     monkeypatch.setattr(verb, "run", functools.partial(verb.run, root=made.tree.root))
+    monkeypatch.setattr("os.geteuid", lambda: 0)
     return made
 
 
@@ -115,6 +116,13 @@ def test_without_traffic_nothing_is_proven(bench: Bench) -> None:
     answer = bench.json("ack-eventfd")
     assert (answer["now"], answer["proven"]) == ("ack-eventfd", False)
     assert "configuration" in answer["why_not_proven"]
+
+
+def test_another_user_is_told_so_before_anything_is_asked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    status, _, err = bench.run(BDF, "trap")
+    assert (status, "needs root" in err) == (1, True)
+    assert bench.vm.heard == []
 
 
 def test_what_runs_already_is_left_alone(bench: Bench) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import subprocess
 import sys
 import termios
+import threading
 
 import pytest
 from hypothesis import given
@@ -37,15 +39,42 @@ def test_the_long_text_of_a_rule_is_paragraphs_that_can_be_joined(code: str) -> 
     assert [line for line in RULES[code].text.split("\n") if line.startswith((" ", "-", "*"))] == []
 
 
-@pytest.mark.parametrize("columns", [60, 100])
-def test_explain_fits_the_terminal_that_it_is_shown_on(columns: int) -> None:
+def shown(width: int, *words: str, columns: str | None = None) -> str:
+    """What the program prints on a terminal of that width, with COLUMNS as the user has it or without it."""
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    environment |= {} if columns is None else {"COLUMNS": columns}
     ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, columns))
-    argv = [sys.executable, "-m", "vfio_intx", "explain", "INTX001"]
-    done = subprocess.run(argv, stdout=theirs, stdin=subprocess.DEVNULL, check=True)
+    termios.tcsetwinsize(theirs, (24, width))
+    argv = [sys.executable, "-m", "vfio_intx", *words]
+    found = bytearray()
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # EIO: the last one who had the other end has closed it
+            while piece := os.read(ours, 1 << 16):
+                found.extend(piece)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    subprocess.run(argv, stdout=theirs, stdin=subprocess.DEVNULL, env=environment, check=True)
     os.close(theirs)
-    shown = os.read(ours, 1 << 16).decode().replace("\r\n", "\n")
+    reader.join()
     os.close(ours)
-    assert done.returncode == 0
-    assert columns - 20 < max(map(len, shown.split("\n"))) <= columns
-    assert " ".join(RULES["INTX001"].text.split()) in " ".join(shown.split())
+    return found.decode().replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize(
+    ("width", "wanted", "columns"),
+    [(60, None, 60), (100, None, 100), (100, "60", 60), (100, "0", 100), (100, "many", 100)],
+)
+def test_explain_fits_the_terminal_that_it_is_shown_on(width: int, wanted: str | None, columns: int) -> None:
+    text = shown(width, "explain", "INTX001", columns=wanted)
+    assert columns - 20 < max(map(len, text.split("\n"))) <= columns
+    assert " ".join(RULES["INTX001"].text.split()) in " ".join(text.split())
+
+
+@pytest.mark.parametrize("words", [("lab", "list"), ("report", "--dry-run"), ("explain",)])
+def test_every_other_verb_fits_it_as_well_and_leaves_a_pipe_as_it_was(words: tuple[str, ...]) -> None:
+    text = shown(80, *words)
+    assert max(map(len, text.split("\n"))) <= 80
+    piped = subprocess.run([sys.executable, "-m", "vfio_intx", *words], capture_output=True, text=True, check=True)
+    assert len(piped.stdout.split("\n")) < len(text.split("\n"))

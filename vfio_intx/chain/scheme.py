@@ -1,4 +1,4 @@
-"""The ways a chain can be built (design, section 2)."""
+"""The ways a chain can be built: who injects, who hears the EOI, who unmasks."""
 
 from __future__ import annotations
 

@@ -43,13 +43,19 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    parser.add_argument("--scheme", action="append", help="only this scheme (more than once for several)")
+    parser.add_argument(
+        "--scheme", metavar="SCHEME", action="append", help="only this scheme (more than once for several)"
+    )
     parser.add_argument("--device", metavar="BDF", help="through the real line of this device, which is on vfio-pci")
-    parser.add_argument("--count", help=f"interrupts for each scheme (default {_DEFAULT_COUNT}, most {_MOST_COUNT})")
+    parser.add_argument(
+        "--count", metavar="N", help=f"interrupts for each scheme (default {_DEFAULT_COUNT}, most {_MOST_COUNT})"
+    )
     parser.add_argument("--json", action="store_true", help="print vfio-intx/bench/1 instead of a table")
     parser.add_argument("--plot", metavar="FILE", help="also draw the round trips into this SVG file")
     parser.add_argument("--ceiling", action="store_true", help="only run the ceiling, as a load on the host's KVM")
-    parser.add_argument("--seconds", help="with --ceiling: for so long (default 2); Ctrl-C ends it earlier")
+    parser.add_argument(
+        "--seconds", metavar="S", help="with --ceiling: for so long (default 2); Ctrl-C ends it earlier"
+    )
 
 
 def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:

@@ -35,6 +35,6 @@ def run(arguments: argparse.Namespace, machine: Machine | None = None) -> int:
     if arguments.dry_run:
         plan = plan_bind(take_snapshot(machine.root), bdfs, records_of(directory, bdfs), force=arguments.force)
         refuse_fixed(machine.root, plan)
-        return print_script(plan.script())
+        return print_script(plan.script(), bdf)
     treat_termination_as_interrupt()
     return print_outcomes(bind(machine, directory, bdfs, force=arguments.force), directory)

@@ -45,10 +45,10 @@ def state_directory(arguments: argparse.Namespace) -> Path:
     return state_path(arguments.state_dir)
 
 
-def print_script(script: Iterable[str]) -> int:
-    """Print what a dry run found; exit status 0."""
+def print_script(script: Iterable[str], what: object) -> int:
+    """Print what a dry run found for *what*; exit status 0."""
     lines = list(script)
-    print("\n".join(lines) if lines else "nothing to do")
+    print("\n".join(lines) if lines else f"{what}: nothing to do")
     return 0
 
 

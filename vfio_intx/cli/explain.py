@@ -34,7 +34,9 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.code:
         print(_text(chosen[0]))
     else:
-        print("\n".join(f"{rule.code}  {rule.stage.value:<9}  {rule.title}" for rule in chosen))
+        columns = screen_columns()
+        for rule in chosen:
+            print(wrapped(f"{rule.code}  {rule.stage.value:<9}  {rule.title}", columns, hang=21))
     return 0
 
 
@@ -42,7 +44,7 @@ def _rule(code: str) -> Rule:
     try:
         return RULES[code.upper()]
     except KeyError:
-        raise UsageError(f"there is no rule {code[:16]!r}", hint="vfio-intx explain lists them") from None
+        raise UsageError(f"unknown code {code[:16]!r}", hint="vfio-intx explain lists them") from None
 
 
 def _payload(rule: Rule) -> dict[str, str]:
@@ -57,7 +59,7 @@ def _payload(rule: Rule) -> dict[str, str]:
 
 def _text(rule: Rule) -> str:
     head = f"{rule.code}: {rule.title}"
-    stage = f"Stage {rule.stage.number}, {rule.stage.value}: {rule.stage.demand}."
+    stage = f"Stage {rule.stage.number}, {rule.stage.value}, which holds where {rule.stage.demand}."
     columns = screen_columns()
     body = wrapped(f"{stage}\n\n{rule.text}\n\nSource: {rule.source}", columns)
     return f"{wrapped(head, columns)}\n{'=' * min(len(head), columns or len(head))}\n\n{body}"

@@ -73,10 +73,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _list() -> int:
+    from vfio_intx.cli.text import screen_columns, wrapped
     from vfio_intx.lab.scenario import find, names, summary
 
+    columns = screen_columns()
     for name in names():
-        print(f"{name:<24} {summary(find(name))}")
+        print(wrapped(f"{name:<24} {summary(find(name))}", columns, hang=25))
     return 0
 
 

@@ -2,7 +2,8 @@
 
 Only the module of the verb that was named is imported, so that ``--version`` and ``--help`` start fast.
 A verb's module has ``add_arguments(parser)``, ``run(arguments) -> int`` (the exit status) and ``EPILOG`` (its needs and
-examples, for the end of its help), and may have a ``USAGE_STATUS`` of its own.
+examples, for the end of its help), and may have a ``USAGE_STATUS`` of its own, and an ``unknown_line(why)`` to be
+printed on stdout where the command line is wrong.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "attach": ("attach", "add a function to a running VM with a scheme, and verify it"),
     "detach": ("detach", "take a function out of a running VM"),
     "status": ("status", "lines in running VMs: scheme, proof, counters"),
-    "switch": ("switch", "change the scheme of a live line (QEMU with our series)"),
+    "switch": ("switch", "change the scheme of a live line (a QEMU with qemu-patches/)"),
     "trace": ("trace", "time every stage of every interrupt of one line"),
-    "tap": ("tap", "stand in the EOI path of a live line, and count (our series)"),
+    "tap": ("tap", "stand in a live line's EOI path, count (a QEMU with qemu-patches/)"),
     "kick": ("kick", "reopen a line that is masked and has no one left to unmask it"),
     "selftest": ("selftest", "whether this host's KVM can carry an INTx line; /dev/kvm is enough"),
     "bench": ("bench", "the schemes side by side on this host's KVM, and the ceiling"),
@@ -54,7 +55,8 @@ A BDF is 0000:05:00.0 or 05:00.0. A VM is named by --qmp PATH, --pid PID,
 exit status: 0 done, 1 failed, 2 usage, 3 the lab was lost, 70 a bug of ours,
 130 interrupted; check: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN
 
-vfio-intx VERB --help: options and examples.  vfio-intx --version"""
+vfio-intx VERB --help: options and examples; man vfio-intx: all of them
+vfio-intx --version"""
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -80,13 +82,20 @@ class _Formatter(argparse.HelpFormatter):
 class _Parser(argparse.ArgumentParser):
     """An ArgumentParser without abbreviated options, whose errors name the next step."""
 
-    def __init__(self, prog: str, description: str = "", epilog: str = "", usage_status: int = _STATUS_USAGE) -> None:
+    def __init__(self, prog: str, description: str = "", verb: ModuleType | None = None) -> None:
         super().__init__(
-            prog=prog, description=description, epilog=epilog, allow_abbrev=False, formatter_class=_Formatter
+            prog=prog,
+            description=description,
+            epilog=getattr(verb, "EPILOG", ""),
+            allow_abbrev=False,
+            formatter_class=_Formatter,
         )
-        self._usage_status = usage_status
+        self._usage_status = int(getattr(verb, "USAGE_STATUS", _STATUS_USAGE))
+        self._usage_line: Callable[[str], str] | None = getattr(verb, "unknown_line", None)
 
     def error(self, message: str) -> NoReturn:
+        if self._usage_line is not None:
+            print(self._usage_line(message))
         self.exit(self._usage_status, f"{self.prog}: {message}\n  try: {self.prog} --help\n")
 
 
@@ -105,7 +114,7 @@ def main(argv: Sequence[str]) -> int:
     if argv[0] in ("-V", "--version"):
         return _guarded("vfio-intx", lambda: _say(f"vfio-intx {__version__}", 0))
     if argv[0] not in VERBS:
-        print(f"vfio-intx: there is no verb {argv[0][:32]!r}\n  try: vfio-intx --help", file=sys.stderr)
+        print(f"vfio-intx: unknown verb {argv[0][:32]!r}\n  try: vfio-intx --help", file=sys.stderr)
         return 2
     module, parser = parser_of(argv[0])
     return _guarded(parser.prog, lambda: int(module.run(parser.parse_args(argv[1:]))))
@@ -115,9 +124,7 @@ def parser_of(verb: str) -> tuple[ModuleType, argparse.ArgumentParser]:
     """A verb's module and its parser; what prints the help, the man page and the completion all read this one."""
     name, words = VERBS[verb]
     module = importlib.import_module(f"vfio_intx.cli.{name}")
-    parser = _Parser(
-        f"vfio-intx {verb}", words, getattr(module, "EPILOG", ""), getattr(module, "USAGE_STATUS", _STATUS_USAGE)
-    )
+    parser = _Parser(f"vfio-intx {verb}", words, module)
     module.add_arguments(parser)
     return module, parser
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from vfio_intx.errors import InternalError, VfioIntxError
+from vfio_intx.errors import InternalError, UsageError, VfioIntxError
 from vfio_intx.names import escape
 
 if TYPE_CHECKING:
@@ -47,8 +47,9 @@ def print_error(program: str, error: VfioIntxError) -> int:
     print(f"{program}: {escape(str(error))}", file=sys.stderr)
     for note in getattr(error, "__notes__", ()):
         print(f"  also: {escape(note)}", file=sys.stderr)
-    if error.hint:
-        print(f"  try: {escape(error.hint)}", file=sys.stderr)
+    hint = error.hint or (f"{program} --help" if isinstance(error, UsageError) else None)
+    if hint:
+        print(f"  try: {escape(hint)}", file=sys.stderr)
     return error.exit_status
 
 

@@ -7,11 +7,12 @@ import os
 import sys
 
 from vfio_intx.errors import RefusedError
+from vfio_intx.host.iommu import is_vfio_driver
 from vfio_intx.host.root import HostRoot
 from vfio_intx.host.snapshot import take_snapshot
-from vfio_intx.names import Bdf
+from vfio_intx.names import Bdf, escape
 from vfio_intx.wiring.drivers import refuse_at_boot
-from vfio_intx.wiring.persist import install, installed, remove, rule_for
+from vfio_intx.wiring.persist import initramfs_command, install, installed, remove, rule_for
 
 EPILOG = """\
 needs root, but for --dry-run; writes /etc/udev/rules.d/70-vfio-intx-BDF.rules and changes no binding now
@@ -47,7 +48,13 @@ def _remove(arguments: argparse.Namespace, host: HostRoot, bdf: Bdf) -> int:
     print(f"+ rm {rule.path}")
     if not arguments.dry_run:
         remove(host, bdf)
+    print(f"note: an initramfs that was made meanwhile has the rule, too; {_anew(host)}")
     return 0
+
+
+def _anew(host: HostRoot) -> str:
+    command = initramfs_command(host)
+    return f"then: {command}" if command else "then make the initramfs anew"
 
 
 def _install(arguments: argparse.Namespace, host: HostRoot, bdf: Bdf) -> int:
@@ -65,4 +72,7 @@ def _install(arguments: argparse.Namespace, host: HostRoot, bdf: Bdf) -> int:
     if not arguments.dry_run:
         install(host, rule)
         print(f"{bdf}: from the next boot (or now: vfio-intx bind {bdf})")
+    driver = function.driver.get("")
+    its = f"its driver, {escape(driver)}," if driver and not is_vfio_driver(driver) else "its own driver"
+    print(f"note: if the initramfs loads {its} the rule has to be in there to come first; {_anew(host)}")
     return 0

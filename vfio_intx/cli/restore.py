@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vfio_intx.cli.changes import add_common, print_outcome, print_outcomes, print_script, state_directory
 from vfio_intx.cli.vm import treat_termination_as_interrupt
-from vfio_intx.errors import WorldError
+from vfio_intx.errors import MissingError, WorldError
 from vfio_intx.names import Bdf
 from vfio_intx.wiring.apply import LocalMachine, Machine
 from vfio_intx.wiring.drivers import Plan, restore
@@ -33,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, machine: Machine | None = None) -> int:
     """Restore, or print what restoring would write; without a BDF all functions that have a record."""
     machine, directory = machine or LocalMachine(), state_directory(arguments)
+    if arguments.state_dir and not directory.exists():
+        raise MissingError(
+            f"there is no state directory {directory}; nothing was restored",
+            hint="is its name right? without --state-dir it is that of VFIO_INTX_STATE, or /var/lib/vfio-intx",
+        )
     if not arguments.dry_run:
         treat_termination_as_interrupt()
     if arguments.bdf is None:
@@ -40,7 +45,7 @@ def run(arguments: argparse.Namespace, machine: Machine | None = None) -> int:
     bdf = Bdf.parse(arguments.bdf)
     with naming_record(directory, bdf):
         if arguments.dry_run:
-            return print_script(Plan((), (plan_restore_of(machine, directory, bdf),)).script())
+            return print_script(Plan((), (plan_restore_of(machine, directory, bdf),)).script(), bdf)
         outcome = restore(machine, directory, bdf)
     _sweep(machine)
     return print_outcomes([outcome], directory)
@@ -54,7 +59,7 @@ def _all(machine: Machine, directory: Path, *, dry_run: bool) -> int:
         if isinstance(result, WorldError):
             status = print_error(f"vfio-intx restore {bdf}", result)
         elif isinstance(result, Change):
-            print_script(Plan((), (result,)).script())
+            print_script(Plan((), (result,)).script(), bdf)
         else:
             print_outcome(result)
     if bdf is None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from vfio_intx.chain.fact import Fact
 from vfio_intx.chain.finding import Finding
-from vfio_intx.cli.text import columns
+from vfio_intx.cli.text import columns, screen_columns, wrapped
 from vfio_intx.diagnose.prediction import Prediction, predict_all
 from vfio_intx.diagnose.rules.device import has_msi
 from vfio_intx.host.pci import NO_GROUP
@@ -180,7 +180,9 @@ def table(snapshot: Snapshot, predictions: Iterable[Prediction]) -> str:
     if not notes:
         return "No function of this machine has an INTx pin."
     head, *lines = columns(rows)
-    body = (f"{line}\n" + "\n".join(f"    {text}" for text in note) for line, note in zip(lines, notes, strict=True))
+    width = screen_columns()
+    told = ("\n".join(wrapped(f"    {text}", width, hang=4) for text in note) for note in notes)
+    body = (f"{line}\n{note}" for line, note in zip(lines, told, strict=True))
     return "\n".join((head, *body))
 
 

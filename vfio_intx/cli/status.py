@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vfio_intx.observe.status import VmStatus
 
 EPILOG = """\
-needs root to see all; what could not be seen is told as trouble, with exit status 0
+needs root to see all; what could not be seen is reported as trouble, with exit status 0
 --watch ends with q or Ctrl-C
 
 examples:

@@ -39,9 +39,11 @@ def run(arguments: argparse.Namespace, root: HostRoot | None = None) -> int:
     from vfio_intx.cli.output import print_json
     from vfio_intx.names import Bdf
     from vfio_intx.qemu.intx_state import SWITCHABLE
+    from vfio_intx.wiring.ready import require_root
     from vfio_intx.wiring.switch import Request, plan, switch
 
     request = Request(Bdf.parse(arguments.bdf), Scheme.parse(arguments.scheme, offered=SWITCHABLE), arguments.prove)
+    require_root()
     root = root or HostRoot()
     with open_vm(arguments, root) as monitor:
         if arguments.dry_run:

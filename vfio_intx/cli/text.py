@@ -14,20 +14,22 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def screen_columns() -> int | None:
-    """How wide the terminal is that stdout goes to; None where that is a pipe or a file."""
+    """How wide the terminal is that stdout goes to, or as COLUMNS has it; None where that is a pipe or a file."""
     try:
-        return os.get_terminal_size(sys.stdout.fileno()).columns or None
+        columns = os.get_terminal_size(sys.stdout.fileno()).columns
     except (OSError, ValueError):
         return None
+    wanted = os.environ.get("COLUMNS", "")
+    return (int(wanted) if wanted.isascii() and wanted.isdecimal() else 0) or columns or None
 
 
 def wrapped(text: str, columns: int | None, *, hang: int = 0) -> str:
     """Sentences broken between words for so many columns, every line but a paragraph's first *hang* blanks in.
 
-    Lines are joined within a paragraph; an indented one and a command to be copied do not belong in here. Without
-    *columns*, and where they leave no room worth it, *text* as it is.
+    Lines are joined within a paragraph; one that is indented by more than its first and a command to be copied do not
+    belong in here. Without *columns*, and where they leave no room worth it, *text* as it is.
     """
-    if columns is None or columns - hang < 20:
+    if columns is None or columns - hang < 20 or (len(text) <= columns and "\n" not in text):
         return text
     import textwrap
 

@@ -32,6 +32,7 @@ _COLLECT_AFTER = 200_000
 EPILOG = """\
 needs root; times are in microseconds
 exit status 0 if interrupts were seen, none of their events was lost and the VM lived on
+without a card: --pid and --gsi as vfio-intx bench --ceiling prints them
 
 examples:
   vfio-intx trace 05:00.0 --seconds 10
@@ -43,11 +44,15 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``trace``."""
     parser.add_argument("bdf", nargs="?", metavar="BDF", help="the passed-through device")
-    parser.add_argument("--pid", help="the VM's process; with BDF it is found")
-    parser.add_argument("--gsi", help="the line, as the guest's GSI; with BDF it is learnt from the events")
-    parser.add_argument("--seconds", type=float, help="record for so long (default: 10, or until --count)")
-    parser.add_argument("--count", help="stop after so many interrupts")
-    parser.add_argument("--buffer-kb", help="buffer of each CPU (default: by the number of CPUs, 16384 at most)")
+    parser.add_argument("--pid", metavar="PID", help="the VM's process; with BDF it is found")
+    parser.add_argument(
+        "--gsi", metavar="GSI", help="the line, as the guest's GSI; with BDF it is learnt from the events"
+    )
+    parser.add_argument("--seconds", metavar="S", type=float, help="record for so long (default: 10, or until --count)")
+    parser.add_argument("--count", metavar="N", help="stop after so many interrupts")
+    parser.add_argument(
+        "--buffer-kb", metavar="KB", help="buffer of each CPU (default: by the number of CPUs, 16384 at most)"
+    )
     parser.add_argument(
         "--cost", action="store_true", help="measure afterwards what tracing adds to an interrupt here (micro VM, 3 s)"
     )

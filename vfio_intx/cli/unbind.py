@@ -31,6 +31,6 @@ def run(arguments: argparse.Namespace, machine: Machine | None = None) -> int:
     bdf, directory = Bdf.parse(arguments.bdf), state_directory(arguments)
     if arguments.dry_run:
         change = plan_unbind(machine, record_of(directory, bdf), bdf)
-        return print_script(Plan((), (change,)).script())
+        return print_script(Plan((), (change,)).script(), bdf)
     treat_termination_as_interrupt()
     return print_outcomes([unbind(machine, directory, bdf)], directory)

@@ -64,7 +64,9 @@ def parse_seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds <= _LONGEST_TIMEOUT_S:
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a number of seconds up to {_LONGEST_TIMEOUT_S:g}")
+        raise argparse.ArgumentTypeError(
+            f"{text[:20]!r} is not a number of seconds above 0, at most {_LONGEST_TIMEOUT_S:g}"
+        )
     return seconds
 
 

@@ -15,6 +15,9 @@ from vfio_intx.host.iommu import is_vfio_driver
 from vfio_intx.host.pci import PciFunction
 from vfio_intx.host.snapshot import Snapshot
 
+#: Of the functions on one wire so many are named; on an old board it may be all of them.
+_MOST_NAMED = 4
+
 
 class Prediction(NamedTuple):
     """What all questions come to for one function.
@@ -69,6 +72,19 @@ def _fair_weather(subject: Subject) -> str:
         return f"{where}; which line it has is not known yet, and it may be shared: it masks itself by DisINTx."
     line = f"IRQ {subject.irq}"
     if subject.verdict.masking is Masking.EXCLUSIVE:
-        return f"{where}; {line} would be its alone ({subject.verdict.why})."
-    shared = f" would be shared with {', '.join(subject.handlers)}" if subject.handlers else " would be its alone"
-    return f"{where}; {line}{shared}, and it masks itself by DisINTx."
+        return f"{where}; {line} would be its alone ({subject.verdict.why}){_also_wired(subject)}."
+    if subject.handlers:
+        return f"{where}; {line} would be shared with {', '.join(subject.handlers)}, and it masks itself by DisINTx."
+    return f"{where}; {line} would be its alone, and it masks itself by DisINTx{_also_wired(subject)}."
+
+
+def _also_wired(subject: Subject) -> str:
+    """Who could be on its line too, and why they are not: else the same IRQ beside it in a table would contradict."""
+    others = [f"{other.bdf} ({_instead(other)})" for other in subject.neighbours]
+    more = [f"and {len(others) - _MOST_NAMED} more"] if len(others) > _MOST_NAMED else []
+    names = ", ".join((*others[:_MOST_NAMED], *more))
+    return f"; also wired to it, but not using it: {names}" if others else ""
+
+
+def _instead(other: PciFunction) -> str:
+    return "MSI" if other.msi_vectors.value else other.driver.get("?") or "no driver"

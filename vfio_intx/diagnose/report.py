@@ -7,9 +7,10 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -30,13 +31,14 @@ CONTENTS = {
     "findings.json": "what the rules conclude for each function that may have a pin",
     "kernel-log.txt": "the kernel log's lines about interrupts, vfio and the IOMMU",
     "interrupts.txt": "/proc/interrupts",
+    "status.json": "every line of every VM that runs, as status --json has it, and the versions of their QEMUs",
     "versions.json": "of this program, the kernel and Python",
 }
 #: Kernel parameters, by their beginnings, that bear on interrupts.
 _TELLING_WORDS = ("iommu", "intel_iommu", "amd_iommu", "pci", "vfio", "irq", "noapic", "nolapic", "kvm", "threadirqs")
 LEFT_OUT = (
     "MAC and IP addresses, serial numbers, UUIDs, the names of the host, of its network interfaces, mount points and "
-    "ZFS pools and of the VMs that claim a function are replaced by hashes; who built the kernel is left out"
+    "ZFS pools and of VMs, and the paths of their files are replaced by hashes; who built the kernel is left out"
 )
 #: Mount points that every host has, and that tell how much depends on a disk.
 _COMMON_PLACES = frozenset({"/", "/boot", "/boot/efi", "/home", "/opt", "/srv", "/tmp", "/usr", "/var", "/var/log"})
@@ -60,8 +62,8 @@ def host_interfaces(root: HostRoot, snapshot: Snapshot) -> frozenset[str]:
     return frozenset((*list_names(root.at("sys/class/net"), root=root).get(()), *of_cards)) - {"lo"}
 
 
-def build(snapshot: Snapshot, redactor: Redactor, python: str) -> Mapping[str, bytes]:
-    """The files of the archive, cleaned."""
+def build(snapshot: Snapshot, status: Mapping[str, object], redactor: Redactor, python: str) -> Mapping[str, bytes]:
+    """The files of the archive, cleaned. *status* is that of :func:`~vfio_intx.diagnose.vms.look_at_vms`."""
     anonymous = _without_identity(snapshot, redactor)
     pinned = [function for function in anonymous.functions.values() if function.may_have_pin]
     found = [
@@ -72,6 +74,7 @@ def build(snapshot: Snapshot, redactor: Redactor, python: str) -> Mapping[str, b
     tables = {
         "snapshot.json": json.loads(to_bytes(anonymous)),
         "findings.json": {"schema": "vfio-intx/findings/1", "functions": found},
+        "status.json": status,
         "versions.json": _versions(anonymous, python),
     }
     texts = {
@@ -125,21 +128,34 @@ def _safe_words(command_line: str) -> str:
     return " ".join(word for word in command_line.split() if word.startswith(_TELLING_WORDS))
 
 
-def write_archive(path: Path, files: Mapping[str, bytes]) -> None:
-    """Write the archive, readable by its owner only; an existing file is never overwritten.
+@contextmanager
+def new_archive(path: Path) -> Iterator[BinaryIO]:
+    """A new file for :func:`write_archive`, readable by its owner only; an existing file is never overwritten.
 
-    :raise WorldError: if it exists or cannot be written.
+    On failure, and where the block ends by an exception, nothing is left.
+
+    :raise WorldError: if it exists or cannot be made.
     """
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise WorldError(f"{path} cannot be made: {error.strerror}", hint="name another file with --output") from error
     try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(_packed(files))
-    except OSError as error:
+        with os.fdopen(fd, "wb", buffering=0) as file:
+            yield file
+    except BaseException:
         with suppress(OSError):
             path.unlink()
+        raise
+
+
+def write_archive(file: BinaryIO, path: Path, files: Mapping[str, bytes]) -> None:
+    """Write the archive into the *file* that was made at *path*. :raise WorldError: if there is no room."""
+    packed = memoryview(_packed(files))
+    try:
+        while packed:
+            packed = packed[file.write(packed) :]
+    except OSError as error:
         raise WorldError(
             f"{path} cannot be written: {error.strerror}", hint="name a place with more room with --output"
         ) from error

@@ -19,6 +19,10 @@ _VFIO_DRIVERS = frozenset(
      "xe-vfio-pci", "qat_vfio_pci"}
 )  # fmt: skip
 
+#: What helps where no IOMMU is in use. AMD's is used whenever the firmware offers it (drivers/iommu/amd/init.c);
+#: Intel's waits for the word, unless the kernel was built with CONFIG_INTEL_IOMMU_DEFAULT_ON.
+SWITCH_ON = "switch on VT-d or AMD-Vi in the firmware setup; with an Intel CPU boot with intel_iommu=on, too"
+
 
 class Group(NamedTuple):
     """One IOMMU group with the PCI functions that are in it."""

@@ -1,7 +1,8 @@
 """The defects of stock QEMU that our series mends, each as an experiment on one QEMU program, for use inside L1.
 
 An experiment says what it saw and whether the defect showed; the scenarios under ``scenarios/qemu`` run it on the
-stock build and on the patched one, and want it to show on the first and not on the second.
+stock build and on the patched one, and want it to show on the first and not on the second. The letters before their
+descriptions are those of the scenarios (``qemu/defect-a``), by which ``docs/qemu-patches.md`` lists them.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ _PIRQ_OFF = 0x80
 _RCBA = 0xFED1C000
 _D26IR = 0x314C
 _D26_SLOT = 0x1A
+
+#: GSIs of a pc guest's PCI lines: 10 and 11 for the PIRQs (pci_irqs in SeaBIOS, src/fw/pciinit.c), and ACPI's SCI.
+_PCI_GSIS = (9, 10, 11)
 
 _PINGS = 20
 
@@ -221,11 +225,11 @@ def _eventfds(pid: int) -> list[int]:
 def _raised_by_qemu(guest: Guest) -> int:
     """Interrupts on PCI lines that QEMU raised itself, of all devices; the guest's ISA ones are left out."""
     counts = re.findall(r"^(\d+): (\d+)$", guest.human("info irq").replace("\r", ""), re.M)
-    return sum(int(count) for irq, count in counts if int(irq) in (9, 10, 11))
+    return sum(int(count) for irq, count in counts if int(irq) in _PCI_GSIS)
 
 
 @contextlib.contextmanager
-def _plugged(options: GuestOptions, card: object, **properties: object) -> Iterator[Guest]:
+def _plugged(options: GuestOptions, card: Bdf, **properties: object) -> Iterator[Guest]:
     """A guest with *card* hot-plugged, its network up and one ping answered."""
     with Guest.start(options) as guest:
         guest.execute("device_add", driver="vfio-pci", host=str(card), id="nic", **properties)

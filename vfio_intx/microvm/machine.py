@@ -1,7 +1,7 @@
 """A VM of one vCPU on ``/dev/kvm``: memory, interrupt controllers, the guest of :mod:`vfio_intx.microvm.guest`.
 
 Building one takes a fraction of a millisecond and needs no device. Everything it holds is given back by
-:meth:`Machine.close`, in the order in which it was not yet needed; the class is a context manager for that.
+:meth:`Machine.close`, in reverse order of need; the class is a context manager for that.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TSS_ADDRESS = 0xFFFB_D000
 _RFLAGS_FIXED = 0x2
 #: For the guest to come up, and to get where it is awaited: microseconds once it gets CPU time.
 _READY_S = _ANSWER_S = 10.0
-_NO_FULL_IRQCHIP = (errno.ENOTTY, errno.EINVAL)
+_NO_IRQCHIP = (errno.ENOTTY, errno.EINVAL)
 
 
 class Irqchip(Enum):
@@ -76,7 +76,7 @@ class Machine:
             elif self.irqchip is Irqchip.SPLIT:
                 kvm.create_split_irqchip(self.fd)
         except KernelError as error:
-            if error.errno not in _NO_FULL_IRQCHIP:
+            if error.errno not in _NO_IRQCHIP:
                 raise
             raise MissingError(
                 f"this kernel's KVM has no {self.irqchip.value} in-kernel irqchip ({error.errno_name})",

@@ -16,13 +16,11 @@ from vfio_intx.abi import vfio
 from vfio_intx.abi.pciconf import PCI_COMMAND, PCI_COMMAND_MEMORY
 from vfio_intx.errors import BusyError, KernelError, MissingError, RefusedError
 from vfio_intx.host.holders import group_holders
-from vfio_intx.host.iommu import blockers, is_vfio_driver
+from vfio_intx.host.iommu import SWITCH_ON, blockers, is_vfio_driver
 from vfio_intx.host.pci import NO_GROUP, PciFunction, read_function
 from vfio_intx.host.root import HostRoot
 from vfio_intx.host.snapshot import take_snapshot
 from vfio_intx.names import Bdf, IommuGroup
-
-_NO_IOMMU_HINT = "switch it on in the firmware (VT-d, AMD-Vi) and boot with intel_iommu=on where the CPU is Intel's"
 
 
 @dataclass(slots=True)
@@ -103,7 +101,7 @@ def _group_of(function: PciFunction | None, bdf: Bdf) -> IommuGroup:
         raise RefusedError(f"{bdf} is {now}, not to vfio-pci", hint=f"vfio-intx bind {bdf}")
     group = function.group.value
     if group is None or group == NO_GROUP:
-        raise MissingError(f"{bdf} is in no IOMMU group: this host has no IOMMU in use", hint=_NO_IOMMU_HINT)
+        raise MissingError(f"{bdf} is in no IOMMU group: this host has no IOMMU in use", hint=SWITCH_ON)
     return group
 
 
@@ -122,7 +120,7 @@ def _open(root: HostRoot, stack: ExitStack, name: str) -> int:
 
 def _open_group(root: HostRoot, stack: ExitStack, group: IommuGroup) -> int:
     if root.at("dev/vfio", f"noiommu-{group}").exists():
-        raise RefusedError(f"IOMMU group {group} is a stand-in of VFIO's no-IOMMU mode", hint=_NO_IOMMU_HINT)
+        raise RefusedError(f"IOMMU group {group} is a stand-in of VFIO's no-IOMMU mode", hint=SWITCH_ON)
     try:
         return _open(root, stack, str(group))
     except KernelError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 from vfio_intx.deadline import Deadline
 from vfio_intx.errors import BusyError, MissingError, RefusedError, WorldError
 from vfio_intx.host.holders import device_holders
-from vfio_intx.host.iommu import blockers, is_vfio_driver
+from vfio_intx.host.iommu import SWITCH_ON, blockers, is_vfio_driver
 from vfio_intx.host.kernel import vfio_pci_loaded
 from vfio_intx.host.pci import NO_GROUP, PciFunction, PciIds, read_function
 from vfio_intx.host.root import HostRoot
@@ -155,7 +155,7 @@ def _refuse_without_group(snapshot: Snapshot, function: PciFunction, *, going: I
         what = "there is no IOMMU in use on this machine" if not snapshot.iommu.present else "it is in no IOMMU group"
         raise MissingError(
             f"{function.bdf} cannot be given to a guest: {what}",
-            hint="switch on VT-d or AMD-Vi in the firmware setup, boot with intel_iommu=on",
+            hint=SWITCH_ON,
         )
     others = blockers(group, snapshot.functions, apart_from=going)
     if others:

@@ -25,7 +25,7 @@ from vfio_intx.qemu.intx_state import QUERY, IntxState
 from vfio_intx.qemu.irqchip import Controllers, IrqchipKind
 from vfio_intx.qemu.monitor import Monitor, Question, human_question
 from vfio_intx.wiring.line import LineReport, Uptake
-from vfio_intx.wiring.told import read_told, said, sharpened, told_of, wanted_scheme
+from vfio_intx.wiring.told import qemu_evidence, read_told, told_apart_by_mmaps, told_of, wanted_scheme
 from vfio_intx.wiring.verify import (
     Sample,
     configuration_evidence,
@@ -148,7 +148,7 @@ def report(
     if told is None:
         evidence = [configuration_evidence(flag, board.irqchip), counted, *further]
     else:
-        evidence = [said(told), sharpened(counted, told), *further]
+        evidence = [qemu_evidence(told), told_apart_by_mmaps(counted, told), *further]
     return LineReport(
         bdf=bdf,
         device_id=device.id,

@@ -2,8 +2,9 @@
 
 The rule matches the function's address and its ids: a card that has moved, or another card in its place, is not
 grabbed. It sets ``driver_override`` when udev hears of the function, before udev loads the module that would take it.
-A driver that is built into the kernel, or loaded in the initramfs without this rule, is there first and stays: then
-the rule has to go into the initramfs as well (update-initramfs -u). ``vfio-intx scan`` tells which driver it has.
+A driver that the initramfs loads is there first and stays, unless the rule is in there, too: tools that make one take
+the rules of ``/etc/udev/rules.d`` along (initramfs-tools by the hook of package udev). Before a driver that is built
+into the kernel no rule comes. ``vfio-intx scan`` tells which driver it has.
 """
 
 from __future__ import annotations
@@ -21,6 +22,12 @@ from vfio_intx.wiring.plan import VFIO_PCI
 
 #: After 60-persistent-*, before 80-drivers.rules, which loads modules by modalias.
 _FOLDER = "etc/udev/rules.d"
+#: What makes the initramfs anew, by the program that does: Debian's and Ubuntu's, Fedora's and SUSE's, Arch's.
+_INITRAMFS = {
+    "usr/sbin/update-initramfs": "update-initramfs -u",
+    "usr/bin/dracut": "dracut -f",
+    "usr/bin/mkinitcpio": "mkinitcpio -P",
+}
 _NAME = re.compile(r"70-vfio-intx-([0-9a-f]{4,8}-[0-9a-f]{2}-[0-9a-f]{2}\.[0-7])\.rules")
 _FIRST_LINE = "# Written by vfio-intx persist; remove it with: vfio-intx persist --remove"
 
@@ -76,6 +83,11 @@ def installed(root: HostRoot, bdf: Bdf) -> RuleFile | None:
     if not text.startswith(_FIRST_LINE):
         raise RefusedError(f"/{_FOLDER}/{path.name} is not of our making; it was left alone", hint="look who wrote it")
     return RuleFile(f"/{_FOLDER}/{path.name}", text)
+
+
+def initramfs_command(root: HostRoot) -> str | None:
+    """The command with which this host makes its initramfs anew, None where there is none that we know."""
+    return next((command for tool, command in _INITRAMFS.items() if root.at(tool).exists()), None)
 
 
 def install(root: HostRoot, rule: RuleFile) -> bool:

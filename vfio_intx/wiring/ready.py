@@ -6,7 +6,7 @@ import os
 
 from vfio_intx.errors import BusyError, MissingError, RefusedError
 from vfio_intx.host.holders import device_holders
-from vfio_intx.host.iommu import Group, blockers, is_vfio_driver
+from vfio_intx.host.iommu import SWITCH_ON, Group, blockers, is_vfio_driver
 from vfio_intx.host.pci import NO_GROUP, PciFunction, list_functions, read_function
 from vfio_intx.host.root import HostRoot
 from vfio_intx.names import Bdf
@@ -44,7 +44,7 @@ def require_ready(root: HostRoot, bdf: Bdf) -> PciFunction:
     if function.group.value == NO_GROUP:
         raise MissingError(
             f"{bdf} is in no IOMMU group: the host has no IOMMU in use",
-            hint="switch it on in the firmware, and boot with intel_iommu=on (AMD needs nothing)",
+            hint=SWITCH_ON,
         )
     _require_viable(root, function)
     return function

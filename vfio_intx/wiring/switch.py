@@ -29,7 +29,7 @@ from vfio_intx.qemu.intx_state import (
     set_scheme,
 )
 from vfio_intx.qemu.monitor import Monitor
-from vfio_intx.wiring.told import said, sharpened
+from vfio_intx.wiring.told import qemu_evidence, told_apart_by_mmaps
 from vfio_intx.wiring.verify import HostLine, Window, counters_evidence, read_host_line
 
 
@@ -134,7 +134,7 @@ def _require_possible(request: Request, state: IntxState) -> None:
         )
     if request.scheme is Scheme.ACK_EVENTFD and state.irqchip is Irqchip.SPLIT:
         raise RefusedError(
-            "this VM was started with kernel-irqchip=split, and KVM tells of no EOI by eventfd there",
+            "this VM was started with kernel-irqchip=split, where KVM signals no EOI by eventfd",
             hint="irqfd and trap are possible; nothing was changed",
         )
     if request.scheme is not Scheme.TRAP and state.irqchip is Irqchip.NONE:
@@ -202,4 +202,4 @@ def _evidence(state: IntxState, seen: Window, line: HostLine | None) -> tuple[Ev
     counted = counters_evidence(
         seen, state.irqchip_kind, gsis, host_others=line.others if line is not None else (), guest_others=()
     )
-    return (said(state), sharpened(counted, state))
+    return (qemu_evidence(state), told_apart_by_mmaps(counted, state))

@@ -37,13 +37,13 @@ def wanted_scheme(state: IntxState) -> Scheme:
     return Scheme.SPLIT if split else Scheme(state.wanted.value)
 
 
-def said(state: IntxState) -> Evidence:
+def qemu_evidence(state: IntxState) -> Evidence:
     """What QEMU says that the line runs, which is configuration: it says so of itself."""
     live = state.live_scheme
     return Evidence(Kind.CONFIGURATION, f"QEMU says {'nothing' if live is None else live.value}", live)
 
 
-def sharpened(counted: Evidence, state: IntxState) -> Evidence:
+def told_apart_by_mmaps(counted: Evidence, state: IntxState) -> Evidence:
     """The counters' evidence, where they can only say that QEMU injects: which of the two schemes in which it does.
 
     It is told by what an interrupt does to the mmaps: ``trap`` has them off afterwards until a second without

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vfio_intx.chain.finding import Finding
+from vfio_intx.chain.finding import Finding, Severity
 from vfio_intx.diagnose.rules.device import RULES as _DEVICE
 from vfio_intx.diagnose.rules.history import RULES as _HISTORY
 from vfio_intx.diagnose.rules.host import RULES as _HOST
@@ -20,15 +20,14 @@ RULES: dict[str, Rule] = {
     rule.code: rule for rule in sorted((*_LINE, *_HISTORY, *_DEVICE, *_HOST, *_MACHINE), key=lambda rule: rule.code)
 }
 
+#: The least to the worst: CRITICAL outweighs UNKNOWN, whose number as a plugin's status is higher.
+_BY_WEIGHT = (Severity.OK, Severity.WARNING, Severity.UNKNOWN, Severity.CRITICAL)
+
 
 def findings(subject: Subject) -> tuple[Finding, ...]:
     """What all rules have to say of a function, the worst first, then by code."""
     found = [finding for rule in RULES.values() for finding in rule.findings(subject)]
-    return tuple(sorted(found, key=lambda finding: (-_WEIGHT[finding.severity], finding.code)))
-
-
-#: CRITICAL outweighs UNKNOWN, whose number as a plugin's status is higher.
-_WEIGHT = {0: 0, 1: 1, 3: 2, 2: 3}
+    return tuple(sorted(found, key=lambda finding: (-_BY_WEIGHT.index(finding.severity), finding.code)))
 
 
 def codes(found: Iterable[Finding]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from vfio_intx.chain.stage import Stage
 from vfio_intx.diagnose.masking import Masking
 from vfio_intx.diagnose.rules.rule import Seen, rule
 from vfio_intx.diagnose.subject import Subject
-from vfio_intx.host.iommu import blockers, is_vfio_driver
+from vfio_intx.host.iommu import SWITCH_ON, blockers, is_vfio_driver
 from vfio_intx.wiring.refusals import UNSAFE_UNBIND, refusals, release_command
 
 
@@ -157,7 +157,7 @@ def no_group(subject: Subject) -> Iterator[Seen]:
             "it is in no IOMMU group",
             (f"{subject.function.group.source}: none", f"{units.source}: {', '.join(units.get(())) or 'none'}"),
             "vfio-pci would not take it",
-            "switch on VT-d or AMD-Vi in the firmware setup and boot with intel_iommu=on",
+            SWITCH_ON,
         )
 
 

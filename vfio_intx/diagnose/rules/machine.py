@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from vfio_intx.chain.finding import Severity
@@ -10,14 +11,25 @@ from vfio_intx.chain.stage import Stage
 from vfio_intx.diagnose.masking import Masking
 from vfio_intx.diagnose.rules.rule import Seen, rule
 from vfio_intx.diagnose.subject import Subject
+from vfio_intx.errors import UsageError
 
 #: The one machine type whose default is not the kernel's irqchip: QEMU 4.0's q35 (4.0.1 went back with q35-4.0.1).
 _SPLIT_BY_DEFAULT = frozenset({"pc-q35-4.0"})
+#: QEMU's types for x86, those of distributions too (``pc-q35-rhel9.4.0``, ``pc-i440fx-9.2+pve0``).
+_MACHINE = re.compile(r"pc|q35|microvm|isapc|pc-(?:i440fx|q35)-[0-9a-z][0-9a-z.+-]*")
 
 
 def irqchip_of(machine: str) -> str:
-    """The ``kernel-irqchip`` that a machine type has by default, empty where no type is given."""
-    return "split" if machine in _SPLIT_BY_DEFAULT else "on" if machine else ""
+    """The ``kernel-irqchip`` that a machine type has by default; the type as ``-machine`` has it, or QEMU's QOM.
+
+    :raise UsageError: it is none of a PC's.
+    """
+    name = machine.removesuffix("-machine")
+    if not _MACHINE.fullmatch(name):
+        raise UsageError(
+            f"--machine: {machine[:40]!r} is no machine type of an x86 guest", hint="such as pc, q35 or pc-q35-7.2"
+        )
+    return "split" if name in _SPLIT_BY_DEFAULT else "on"
 
 
 def predicted_scheme(subject: Subject) -> tuple[Scheme, str] | None:
