@@ -22,7 +22,7 @@ from vfio_intx.qemu import replies
 from vfio_intx.qemu.monitor import LONGEST_LINE, MOST_EVENTS, QmpMonitor, ask
 from vfio_intx.qemu.transports import clients_of, connect
 
-SHORT_S = 0.3
+SHORT_S = 0.1
 
 NESTED = b'{"a":' * 50_000
 BAD_GREETINGS = {

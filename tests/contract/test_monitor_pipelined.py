@@ -152,7 +152,7 @@ def test_each_command_has_its_time_from_the_answer_before(tmp_path: Path) -> Non
     pause = threading.Event()
 
     def make(request: dict[str, Any]) -> object:
-        pause.wait(0.3)
+        pause.wait(0.21)
         return answer(request)
 
     with fake.serving(tmp_path / "s", fake.answering(make)) as path, connect(path, budget_s=10) as monitor:

@@ -18,7 +18,7 @@ from typing import Any
 
 #: Seconds to give to a client that shall see a peer fall silent *after* its first words: the next one where the machine
 #: was too slow for those, so that no test depends on its speed.
-PATIENCE = (0.3, 3.0, 30.0)
+PATIENCE = (0.1, 1.0, 10.0, 60.0)
 
 #: What QEMU 7.2.22 of Debian greets with.
 GREETING = {

@@ -89,7 +89,7 @@ def test_a_vm_that_cannot_be_asked_is_in_it_with_the_reason_and_does_not_hold_it
     with fake.serving(tmp_path / "payroll-acme", vm.script) as path:
         host.qemu(10, path, name="acme", files=HOLDING)
         vm.faults = {"qom-list": fault}
-        whole, told = reported(host, tmp_path / "r.tgz", monkeypatch, budget_s=2.0)
+        whole, told = reported(host, tmp_path / "r.tgz", monkeypatch, budget_s=0.3)
     (found,) = told["vms"]
     assert found["qemu"] is None
     assert found["trouble"]
