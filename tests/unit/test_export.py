@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.test_spans import BARE, DEVICE, MAIN, Script, join
+from tests.fakes.script import BARE, DEVICE, MAIN, Script, join
 from vfio_intx.chain.evidence import Kind as EvidenceKind
 from vfio_intx.chain.scheme import Scheme
 from vfio_intx.chain.stage import Stage

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.script import DEVICE, MAIN, Script, join
 from tests.unit.test_export import many, report_of
-from tests.unit.test_spans import DEVICE, MAIN, Script, join
 from vfio_intx.cli.main import main
 from vfio_intx.cli.trace import _print_table, _words
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.script import BARE, DEVICE, LEVEL, MAIN, VCPU, WORKER, Script
 from tests.fakes.tree import FakeFunction, FakeTree
-from tests.unit.test_spans import BARE, DEVICE, LEVEL, MAIN, VCPU, WORKER, Script
 from vfio_intx.deadline import Deadline
 from vfio_intx.errors import MissingError
 from vfio_intx.host.root import HostRoot
