@@ -1,4 +1,4 @@
-"""Traced events written by hand: a line, the threads of its VM and of a stranger, and what each scheme leaves behind."""
+"""Traced events written by hand: a line, threads of its VM and of a stranger, and what each scheme leaves behind."""
 
 from __future__ import annotations
 
