@@ -55,6 +55,20 @@ def test_ack_eventfd_is_raised_and_lowered_by_the_process_after_the_acknowledge(
     assert span.userspace_runs == 2
 
 
+def test_ack_eventfd_that_lowers_for_a_repeated_run_is_not_taken_for_trap() -> None:
+    """The EOI of a repeated run is heard of late: what has been raised meanwhile goes down before its own."""
+    script = Script().up(MAIN, 0).eoi().down(MAIN, 0).up(MAIN, 0).down(MAIN, 0)
+    joiner = join(script.add(Kind.EOI, VCPU, 0, 37).add(Kind.ACK, VCPU, 2, 20))
+    assert [scheme_of(span) for span in joiner.done] == [Scheme.ACK_EVENTFD] * 2
+
+
+def test_trap_by_port_instructions_is_known_by_who_lowers_it() -> None:
+    """A serial card's registers are ports: such an exit is not among the events."""
+    script = Script().up(MAIN, 0).add(Kind.INJECT_VECTOR, VCPU, 37).down(VCPU, 0)
+    joiner = join(script.add(Kind.EOI, VCPU, 0, 37).add(Kind.ACK, VCPU, 2, 20))
+    assert [scheme_of(span) for span in joiner.done] == [Scheme.TRAP]
+
+
 def test_the_lowering_of_another_source_is_not_that_of_the_line() -> None:
     """The irqfd that only tells of EOIs lowers a level of its own (irqfd_resampler_ack in virt/kvm/eventfd.c)."""
     joiner = join(Script().up(MAIN, 0).eoi().down(VCPU, 1).down(MAIN, 0))

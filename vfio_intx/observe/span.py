@@ -77,7 +77,8 @@ class Span:
     :ivar handler: the host's part; None where the interrupt comes from no device.
     :ivar source: of the injection: 1 resample irqfd, 0 userspace or plain irqfd, -1 a message (split).
     :ivar by_process: the injection was made by a thread of the VM's process.
-    :ivar lowered_by: the source id that dropped the level, None while it is up.
+    :ivar lowered_by: the source id that dropped the level, None while it is up; ``lowered_in``: the thread, where
+        userspace did.
     :ivar masked: when it met a pin that the guest has masked.
     :ivar exits: exits of a vCPU to userspace that the acknowledge needed.
     """
@@ -87,6 +88,7 @@ class Span:
     vector = vcpu = -1
     by_process = False
     lowered_by: int | None = None
+    lowered_in = -1
     oddities: dict[Oddity, int] | None = None
 
     def __init__(self, number: int, inject: int, source: int, pid: int, handler: Handler | None) -> None:

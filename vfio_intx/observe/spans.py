@@ -327,6 +327,7 @@ class Joiner:
                 if source == SOURCE_USERSPACE:
                     trapped = self._trapped.get(pid, 0)
                     span.handle = trapped if trapped > span.inject else 0
+                    span.lowered_in = pid
                 if span.ack:
                     self._over(span)
                 return

@@ -144,5 +144,7 @@ def scheme_name(span: Span) -> str:
     if span.source == SOURCE_MSI:
         return _SPLIT if span.exits else ""
     if span.by_process:
-        return _TRAP if span.handle or span.drop < span.ack else _ACK_EVENTFD
+        # Both are raised by QEMU's main loop. That lowers it too when it hears of an EOI (of the one before as well: a
+        # repeated run has one of its own); a trapped access is served in the vCPU's thread. The order tells less.
+        return _ACK_EVENTFD if span.lowered_in == span.pid else _TRAP
     return _EDGE if span.drop < span.ack else ""
