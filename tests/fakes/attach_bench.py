@@ -18,6 +18,7 @@ import vfio_intx.cli.detach
 import vfio_intx.cli.status
 from tests.fakes.qemu_vm import FakeVm
 from tests.fakes.qmp_server import QmpServer
+from tests.fakes.ticking import ticking
 from tests.fakes.tree import FakeFunction, FakeTree
 from vfio_intx.cli.main import main
 
@@ -50,19 +51,8 @@ class Bench:
     @contextmanager
     def busy(self) -> Iterator[None]:
         """Interrupts by the clock while the block runs, some hundreds a second, whether QEMU is asked or not."""
-        over = threading.Event()
-
-        def run() -> None:
-            while not over.wait(0.002):
-                self.tick("")
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        try:
+        with ticking(lambda: self.tick(""), 0.002):
             yield
-        finally:
-            over.set()
-            thread.join()
 
     def _tick(self) -> None:
         if ID not in self.vm.devices:

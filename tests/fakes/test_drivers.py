@@ -26,16 +26,6 @@ BDF = Bdf.parse("0000:00:10.0")
 NIC = str(BDF)
 
 
-@pytest.fixture
-def state(tmp_path: Path) -> Path:
-    return tmp_path / "state"
-
-
-@pytest.fixture
-def kernel(tmp_path: Path) -> FakeKernel:
-    return nic_host(tmp_path / "host")
-
-
 def records(state: Path) -> list[str]:
     return sorted(path.name for path in state.glob("*.record*")) if state.exists() else []
 

@@ -33,16 +33,6 @@ VERBS: dict[str, Callable[[FakeKernel, Path, Bdf], object]] = {
 }
 
 
-@pytest.fixture
-def state(tmp_path: Path) -> Path:
-    return tmp_path / "state"
-
-
-@pytest.fixture
-def kernel(tmp_path: Path) -> FakeKernel:
-    return nic_host(tmp_path / "host")
-
-
 def test_a_group_with_a_live_sibling_is_refused_and_named(kernel: FakeKernel, state: Path) -> None:
     kernel.tree.add(FakeFunction("0000:00:10.1", driver="snd_hda_intel", group=4, irq=22))
     with pytest.raises(RefusedError, match=r"0000:00:10.1 \(snd_hda_intel\) would stay"):

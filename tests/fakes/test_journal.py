@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fakes.kernel import FakeKernel, nic_host
+from tests.fakes.kernel import FakeKernel
 from vfio_intx.cli import bind as cli_bind
 from vfio_intx.cli import restore as cli_restore
 from vfio_intx.cli import unbind as cli_unbind
@@ -67,11 +67,6 @@ def test_a_record_whose_driver_would_be_a_path_is_refused(driver: str) -> None:
     sly = Record(RECORD.bdf, RECORD.ids, Binding(driver, ""), RECORD.goal, settled=True)
     with pytest.raises(BadRecord, match="does not hold a record"):
         decode(encode(sly), "x")
-
-
-@pytest.fixture
-def kernel(tmp_path: Path) -> FakeKernel:
-    return nic_host(tmp_path / "host")
 
 
 def test_nothing_is_done_on_the_word_of_a_damaged_record(kernel: FakeKernel, tmp_path: Path) -> None:

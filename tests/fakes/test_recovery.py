@@ -19,11 +19,6 @@ NICS = ("0000:00:10.0", "0000:00:11.0", "0000:00:12.0")
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> Path:
-    return tmp_path / "state"
-
-
-@pytest.fixture
 def kernel(tmp_path: Path, state: Path) -> FakeKernel:
     """Three cards, all of them given to vfio-pci by us, and a fourth by somebody else."""
     kernel = nic_host(tmp_path / "host")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from tests.fakes.patched_vm import PatchedVm, line_state
 from tests.fakes.qemu_vm import FakeVm
 from tests.fakes.qmp_server import serving
+from tests.fakes.ticking import ticking
 from tests.fakes.tree import FakeTree
 from vfio_intx.chain.scheme import Scheme
 from vfio_intx.cli import switch as verb
@@ -52,19 +52,8 @@ class Bench:
     @contextlib.contextmanager
     def interrupting(self) -> Iterator[None]:
         """Interrupts as long as the block lasts, if there is traffic."""
-        over = threading.Event()
-
-        def go_on() -> None:
-            while self.traffic and not over.wait(0.001):
-                self.tick()
-
-        thread = threading.Thread(target=go_on)
-        thread.start()
-        try:
+        with ticking(lambda: self.tick() if self.traffic else None, 0.001):
             yield
-        finally:
-            over.set()
-            thread.join()
 
     def run(self, *words: str) -> tuple[int, str, str]:
         """Status, stdout and stderr of one command line."""
