@@ -115,6 +115,16 @@ def test_a_name_too_long_for_an_address(tmp_path: Path, capsys: pytest.CaptureFi
     assert "is too long for an address" in text
 
 
+def told(capsys: pytest.CaptureFixture[str], argv: list[str], timeouts: Sequence[float], words: str) -> str:
+    """What it says when it fails with *words*, or at last: with a longer timeout wherever it came to fail sooner."""
+    text = ""
+    for seconds in timeouts:
+        text = said(capsys, [*argv, "--timeout", str(seconds)], 1)
+        if words in text:
+            break
+    return text
+
+
 @pytest.mark.parametrize("verb", VERBS, ids=["attach", "detach", "status"])
 @pytest.mark.parametrize(
     ("script", "timeouts", "words", "hint"),
@@ -139,10 +149,7 @@ def test_a_peer_that_is_no_good(
     hint: str,
 ) -> None:
     with fake.serving(tmp_path / "vm.sock", script) as path:
-        for seconds in timeouts:
-            text = said(capsys, [*verb, "--qmp", str(path), "--timeout", str(seconds)], 1)
-            if words in text:
-                break
+        text = told(capsys, [*verb, "--qmp", str(path)], timeouts, words)
     assert words in text
     assert hint in text
     assert all(character.isprintable() for character in text.replace("\n", ""))
@@ -163,10 +170,7 @@ def test_a_peer_that_fails_at_the_first_command(
     words: str,
 ) -> None:
     with fake.serving(tmp_path / "vm.sock", script) as path:
-        for seconds in timeouts:
-            text = said(capsys, [*verb, "--qmp", str(path), "--timeout", str(seconds)], 1)
-            if words in text:
-                break
+        text = told(capsys, [*verb, "--qmp", str(path)], timeouts, words)
     assert words in text
 
 
